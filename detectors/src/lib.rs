@@ -1,0 +1,20 @@
+//! The pure half of Stillgate.
+//!
+//! Bytes become an [`Observation`] in the gateway; everything that is concluded from observations
+//! belongs here. The crate does no IO, reads no clock, starts no thread and draws no random
+//! number: `now` is an argument, and the same observations give the same conclusions, always.
+//! `clippy.toml` beside this crate's manifest holds it to that.
+//!
+//! Today the crate holds the vocabulary. The detectors, their memory and the fusion of their
+//! findings grow on it.
+
+mod conversation;
+mod observation;
+
+pub use conversation::{
+    Answer, Conversation, Finish, Format, Role, Sampling, Text, TextFeatures, ToolCall, Turn, Usage,
+};
+pub use observation::{
+    AccountId, HeaderField, Http2Capture, HttpCapture, HttpVersion, Observation, OrganisationId,
+    Priority, TlsCapture,
+};

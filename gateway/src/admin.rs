@@ -1,0 +1,523 @@
+//! The operators' endpoint: health, metrics and the latest exchanges.
+//!
+//! `GET /healthz` and `GET /readyz` are for load balancers and say nothing worth hiding. All else
+//! needs `Authorization: Bearer` with the token of the configuration; where the address is not
+//! loopback the configuration refuses a weak token. The server is bounded like the proxy itself:
+//! so many connections, so long for a request head, so many body bytes, so long in all. Someone
+//! who can reach the port can therefore not hold the process's memory or descriptors.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::Router;
+use axum::extract::{RawQuery, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use pingora_core::apps::ServerApp;
+use pingora_core::protocols::Stream;
+use pingora_core::server::ShutdownWatch;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
+
+use crate::config::Secret;
+use crate::exchanges::ExchangeLog;
+use crate::metrics::Metrics;
+
+/// Connections open at once; a further one is closed.
+pub const ADMIN_CONNECTIONS_MAX: usize = 64;
+/// Time for a request head, from the connection's first byte or the last answer's end.
+pub const ADMIN_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time that one connection may last: a client that does not read cannot keep it.
+pub const ADMIN_CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// Request head, and the buffer that it is read into.
+pub const ADMIN_HEADER_BYTES_MAX: usize = 16 * 1024;
+/// Request body. No request here has a use for one.
+pub const ADMIN_BODY_BYTES_MAX: u64 = 64 * 1024;
+/// Exchanges in one answer.
+pub const ADMIN_EXCHANGES_MAX: usize = 1000;
+
+/// Exchanges in an answer where the request does not say.
+const EXCHANGES_DEFAULT: usize = 50;
+
+/// What the endpoint shows.
+#[derive(Clone)]
+pub struct AdminState {
+    metrics: Arc<Metrics>,
+    exchanges: Arc<ExchangeLog>,
+    readiness: Arc<dyn Fn() -> Readiness + Send + Sync>,
+    /// SHA-256 of the token: equal in length whatever the token's.
+    token_digest: [u8; 32],
+}
+
+impl AdminState {
+    /// `readiness` is asked at each `GET /readyz` and must not block.
+    pub fn new(
+        metrics: Arc<Metrics>,
+        exchanges: Arc<ExchangeLog>,
+        token: &Secret,
+        readiness: impl Fn() -> Readiness + Send + Sync + 'static,
+    ) -> Self {
+        let token_digest = Sha256::digest(token.expose()).into();
+        Self { metrics, exchanges, readiness: Arc::new(readiness), token_digest }
+    }
+}
+
+/// Whether new requests should be sent here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// Yes.
+    Ready,
+    /// No: still starting.
+    Starting,
+    /// No: running exchanges end, then the process does.
+    Draining,
+    /// No: every member of these upstreams is unhealthy.
+    NoHealthyUpstream(Vec<String>),
+}
+
+impl Readiness {
+    /// Why not, in words; `None` when ready.
+    #[must_use]
+    pub fn reason(&self) -> Option<String> {
+        match self {
+            Self::Ready => None,
+            Self::Starting => Some("starting".to_owned()),
+            Self::Draining => Some("draining".to_owned()),
+            Self::NoHealthyUpstream(names) => {
+                Some(format!("no healthy member in upstream {}", names.join(", ")))
+            }
+        }
+    }
+}
+
+/// The endpoint's routes.
+pub fn router(state: AdminState) -> Router {
+    let guarded = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/v1/exchanges", get(exchanges))
+        .route_layer(middleware::from_fn_with_state(state.clone(), authorise));
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .merge(guarded)
+        .fallback(async || error(StatusCode::NOT_FOUND, "no such path"))
+        .method_not_allowed_fallback(async || {
+            error(StatusCode::METHOD_NOT_ALLOWED, "this path answers GET only")
+        })
+        .layer(middleware::from_fn(bound_and_protect))
+        .with_state(state)
+}
+
+/// The endpoint as an application of one of pingora's listeners, so that a hot upgrade hands its
+/// socket over like any other.
+pub struct AdminApp {
+    router: Router,
+    places: Arc<Semaphore>,
+}
+
+impl AdminApp {
+    /// The endpoint over `state`.
+    #[must_use]
+    pub fn new(state: AdminState) -> Self {
+        let places = Arc::new(Semaphore::new(ADMIN_CONNECTIONS_MAX));
+        Self { router: router(state), places }
+    }
+
+    /// Serves one connection; beyond [`ADMIN_CONNECTIONS_MAX`] it is closed unread.
+    async fn serve<S>(&self, stream: S, mut ended: watch::Receiver<bool>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Ok(_place) = self.places.try_acquire() else {
+            log::warn!("admin: connection refused, {ADMIN_CONNECTIONS_MAX} are open");
+            return;
+        };
+        let service = TowerToHyperService::new(self.router.clone());
+        let mut builder = hyper::server::conn::http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(ADMIN_HEADER_TIMEOUT)
+            .max_buf_size(ADMIN_HEADER_BYTES_MAX);
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let served = timeout(ADMIN_CONNECTION_TIMEOUT, async {
+            tokio::select! {
+                served = connection.as_mut() => return served,
+                // An error means that the server is gone, which is an end as well.
+                _ = ended.wait_for(|ended| *ended) => {}
+            }
+            connection.as_mut().graceful_shutdown();
+            connection.as_mut().await
+        });
+        match served.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => log::debug!("admin: connection ended: {error}"),
+            Err(_) => log::debug!("admin: connection ended: it lasted too long"),
+        }
+    }
+}
+
+#[async_trait]
+impl ServerApp for AdminApp {
+    async fn process_new(
+        self: &Arc<Self>,
+        stream: Stream,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        self.serve(stream, shutdown.clone()).await;
+        None
+    }
+}
+
+async fn readyz(State(state): State<AdminState>) -> Response {
+    match (state.readiness)().reason() {
+        None => "ready\n".into_response(),
+        Some(reason) => error(StatusCode::SERVICE_UNAVAILABLE, &reason),
+    }
+}
+
+async fn metrics(State(state): State<AdminState>) -> Response {
+    let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    (content_type, state.metrics.render()).into_response()
+}
+
+async fn exchanges(State(state): State<AdminState>, RawQuery(query): RawQuery) -> Response {
+    match exchange_limit(query.as_deref().unwrap_or_default()) {
+        Ok(limit) => {
+            axum::Json(json!({ "exchanges": state.exchanges.latest(limit) })).into_response()
+        }
+        Err(message) => error(StatusCode::BAD_REQUEST, &message),
+    }
+}
+
+/// Reads `limit=N`. Anything else is an error, so that a misspelt parameter is not ignored.
+fn exchange_limit(query: &str) -> Result<usize, String> {
+    let mut limit = None;
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let value = match pair.split_once('=') {
+            Some(("limit", value)) if limit.is_none() => value,
+            Some(("limit", _)) => return Err("limit is given twice".to_owned()),
+            _ => return Err("the only parameter here is limit".to_owned()),
+        };
+        // `parse` would take a sign as well.
+        let digits = value.bytes().all(|byte| byte.is_ascii_digit());
+        let number = value.parse().ok().filter(|limit| (1..=ADMIN_EXCHANGES_MAX).contains(limit));
+        if !digits || number.is_none() {
+            return Err(format!("limit must be a number from 1 to {ADMIN_EXCHANGES_MAX}"));
+        }
+        limit = number;
+    }
+    Ok(limit.unwrap_or(EXCHANGES_DEFAULT))
+}
+
+async fn authorise(State(state): State<AdminState>, request: Request, next: Next) -> Response {
+    if is_authorised(request.headers(), &state.token_digest) {
+        return next.run(request).await;
+    }
+    let mut response =
+        error(StatusCode::UNAUTHORIZED, "send the admin token as `Authorization: Bearer …`");
+    let challenge = HeaderValue::from_static("Bearer realm=\"stillgate admin\"");
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    response
+}
+
+/// Compares digests: the time taken tells neither how much of a guess was right nor its length.
+fn is_authorised(headers: &HeaderMap, token_digest: &[u8; 32]) -> bool {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return false };
+    let Some((scheme, token)) = value.as_bytes().split_first_chunk::<7>() else { return false };
+    let digest: [u8; 32] = Sha256::digest(token).into();
+    scheme.eq_ignore_ascii_case(b"Bearer ") && bool::from(digest.ct_eq(token_digest))
+}
+
+/// Refuses a body beyond the bound, and keeps answers out of caches.
+async fn bound_and_protect(request: Request, next: Next) -> Response {
+    let length = request.headers().get(header::CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let mut response = if length.is_some_and(|length| length > ADMIN_BODY_BYTES_MAX) {
+        error(StatusCode::PAYLOAD_TOO_LARGE, "the request body is too large")
+    } else {
+        // No handler reads a body: hyper closes the connection after the answer where one with
+        // an unknown length is still coming.
+        next.run(request).await
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn error(status: StatusCode, message: &str) -> Response {
+    (status, axum::Json(json!({ "error": { "message": message } }))).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::time::Instant;
+
+    use detectors::{
+        Answer, Conversation, Format, HttpCapture, HttpVersion, Observation, Role, Text, Turn,
+    };
+    use parking_lot::Mutex;
+    use serde_json::Value;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::exchanges::TextKey;
+
+    const TOKEN: &str = "a-token-of-some-length";
+    const SECRET: &str = "marmalade-heliograph-7731";
+
+    struct Endpoint {
+        address: SocketAddr,
+        exchanges: Arc<ExchangeLog>,
+        readiness: Arc<Mutex<Readiness>>,
+        end: watch::Sender<bool>,
+    }
+
+    async fn start() -> Endpoint {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let exchanges =
+            Arc::new(ExchangeLog::new(2000, TextKey::new(b"key"), Arc::clone(&metrics)));
+        let readiness = Arc::new(Mutex::new(Readiness::Ready));
+        let asked = Arc::clone(&readiness);
+        let state =
+            AdminState::new(metrics, Arc::clone(&exchanges), &Secret::new(TOKEN), move || {
+                asked.lock().clone()
+            });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (end, ended) = watch::channel(false);
+        let app = Arc::new(AdminApp::new(state));
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (app, ended) = (app.clone(), ended.clone());
+                tokio::spawn(async move { app.serve(stream, ended).await });
+            }
+        });
+        Endpoint { address, exchanges, readiness, end }
+    }
+
+    fn observation(index: u64) -> Observation {
+        Observation {
+            id: format!("r{index:016x}"),
+            at_ms: index,
+            account: None,
+            organisation: None,
+            ip: "192.0.2.1".parse().unwrap(),
+            route: "main".into(),
+            tls: None,
+            http: HttpCapture {
+                version: HttpVersion::Http11,
+                method: "POST".to_owned(),
+                path: "/v1/messages".to_owned(),
+                headers: vec![],
+                h2: None,
+            },
+            format: Format::AnthropicMessages,
+            conversation: Conversation {
+                turns: vec![Turn {
+                    role: Role::User,
+                    text: Text::new(SECRET),
+                    tool_calls: vec![],
+                    attachments: 0,
+                }],
+                ..Conversation::default()
+            },
+            answer: Answer::default(),
+        }
+    }
+
+    /// Status, head and body of one request on a connection of its own.
+    async fn send(address: SocketAddr, head: &str) -> (u16, String, String) {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("{head}\r\nhost: admin\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head[9..12].parse().unwrap(), head.to_lowercase(), body.to_owned())
+    }
+
+    async fn get(address: SocketAddr, path: &str) -> (u16, String, String) {
+        let authorization = format!("authorization: Bearer {TOKEN}");
+        send(address, &format!("GET {path} HTTP/1.1\r\n{authorization}")).await
+    }
+
+    fn message(body: &str) -> String {
+        let body: Value = serde_json::from_str(body).unwrap();
+        body["error"]["message"].as_str().unwrap().to_owned()
+    }
+
+    #[tokio::test]
+    async fn health_needs_no_token() {
+        let endpoint = start().await;
+        let (status, head, body) = send(endpoint.address, "GET /healthz HTTP/1.1").await;
+        assert_eq!((status, body.as_str()), (200, "ok\n"));
+        assert!(head.contains("cache-control: no-store"), "{head}");
+        for (readiness, status, part) in [
+            (Readiness::Ready, 200, "ready"),
+            (Readiness::Starting, 503, "starting"),
+            (Readiness::Draining, 503, "draining"),
+            (Readiness::NoHealthyUpstream(vec!["a".into(), "b".into()]), 503, "upstream a, b"),
+        ] {
+            *endpoint.readiness.lock() = readiness;
+            let (found, _, body) = send(endpoint.address, "GET /readyz HTTP/1.1").await;
+            assert_eq!(found, status);
+            assert!(body.contains(part), "{body}");
+        }
+    }
+
+    #[tokio::test]
+    async fn everything_else_needs_the_token() {
+        let endpoint = start().await;
+        let long = format!("{TOKEN}x");
+        for path in ["/metrics", "/v1/exchanges"] {
+            for (authorization, expected) in [
+                (format!("authorization: Bearer {TOKEN}"), 200),
+                (format!("Authorization: bearer {TOKEN}"), 200),
+                ("x-none: 1".to_owned(), 401),
+                (format!("authorization: Basic {TOKEN}"), 401),
+                (format!("authorization: {TOKEN}"), 401),
+                (format!("authorization: Bearer {long}"), 401),
+                (format!("authorization: Bearer {}", &TOKEN[1..]), 401),
+                ("authorization: Bearer ".to_owned(), 401),
+                ("authorization:".to_owned(), 401),
+                (format!("authorization: Bearer {TOKEN}\r\nauthorization: Bearer x"), 401),
+            ] {
+                let request = format!("GET {path} HTTP/1.1\r\n{authorization}");
+                let (status, head, body) = send(endpoint.address, &request).await;
+                assert_eq!(status, expected, "{request}");
+                if status == 401 {
+                    assert!(head.contains("www-authenticate: bearer"), "{head}");
+                    assert!(message(&body).contains("token"), "{body}");
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn metrics_are_text() {
+        let endpoint = start().await;
+        let (status, head, body) = get(endpoint.address, "/metrics").await;
+        assert_eq!(status, 200);
+        assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
+        assert!(body.contains("stillgate_connections_open 0"), "{body}");
+    }
+
+    #[tokio::test]
+    async fn exchanges_come_newest_first_and_without_texts() {
+        let endpoint = start().await;
+        for index in 0..1500 {
+            endpoint.exchanges.push(observation(index));
+        }
+        for (query, count) in
+            [("", 50), ("?limit=1", 1), ("?limit=007", 7), ("?limit=1000", 1000), ("?", 50)]
+        {
+            let path = format!("/v1/exchanges{query}");
+            let (status, head, body) = get(endpoint.address, &path).await;
+            assert_eq!(status, 200);
+            assert!(head.contains("content-type: application/json"), "{head}");
+            assert!(!body.contains(SECRET));
+            let body: Value = serde_json::from_str(&body).unwrap();
+            let exchanges = body["exchanges"].as_array().unwrap();
+            assert_eq!(exchanges.len(), count, "{query}");
+            assert_eq!(exchanges[0]["at_ms"], 1499);
+            assert_eq!(exchanges[0]["conversation"]["turns"][0]["text"]["words"], 3);
+        }
+    }
+
+    #[tokio::test]
+    async fn bad_requests_are_told_apart() {
+        let endpoint = start().await;
+        for (request, expected, part) in [
+            ("GET /v1/exchanges?limit=0", 400, "1 to 1000"),
+            ("GET /v1/exchanges?limit=1001", 400, "1 to 1000"),
+            ("GET /v1/exchanges?limit=+5", 400, "1 to 1000"),
+            ("GET /v1/exchanges?limit=-5", 400, "1 to 1000"),
+            ("GET /v1/exchanges?limit=", 400, "1 to 1000"),
+            ("GET /v1/exchanges?limit=99999999999999999999999", 400, "1 to 1000"),
+            ("GET /v1/exchanges?limit=1&limit=2", 400, "twice"),
+            ("GET /v1/exchanges?count=1", 400, "limit"),
+            ("GET /v1/exchanges?limit", 400, "limit"),
+            ("GET /v1/nothing", 404, "path"),
+            ("GET /", 404, "path"),
+            ("POST /healthz", 405, "GET"),
+            ("DELETE /v1/exchanges", 405, "GET"),
+        ] {
+            let authorization = format!("authorization: Bearer {TOKEN}");
+            let (status, head, body) =
+                send(endpoint.address, &format!("{request} HTTP/1.1\r\n{authorization}")).await;
+            assert_eq!(status, expected, "{request}");
+            assert!(message(&body).contains(part), "{request}: {body}");
+            assert_eq!(head.contains("allow: get"), status == 405, "{head}");
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_are_bounded() {
+        let endpoint = start().await;
+        let long = format!("GET /healthz HTTP/1.1\r\ncontent-length: {}", ADMIN_BODY_BYTES_MAX + 1);
+        assert_eq!(send(endpoint.address, &long).await.0, 413);
+        let wide = format!("GET /healthz HTTP/1.1\r\nx: {}", "y".repeat(ADMIN_HEADER_BYTES_MAX));
+        assert_eq!(send(endpoint.address, &wide).await.0, 431);
+    }
+
+    #[tokio::test]
+    async fn connections_are_bounded() {
+        let endpoint = start().await;
+        let mut idle = Vec::new();
+        for _ in 0..ADMIN_CONNECTIONS_MAX {
+            idle.push(TcpStream::connect(endpoint.address).await.unwrap());
+        }
+        sleep(Duration::from_millis(200)).await;
+        let mut further = TcpStream::connect(endpoint.address).await.unwrap();
+        assert_eq!(further.read(&mut [0; 1]).await.unwrap(), 0, "served beyond the bound");
+        idle.pop();
+        sleep(Duration::from_millis(200)).await;
+        assert_eq!(send(endpoint.address, "GET /healthz HTTP/1.1").await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn a_slow_head_is_cut_off() {
+        let endpoint = start().await;
+        for start_of_head in ["", "GET /healthz HTTP/1.1\r\nhost:"] {
+            let mut stream = TcpStream::connect(endpoint.address).await.unwrap();
+            stream.write_all(start_of_head.as_bytes()).await.unwrap();
+            tokio::time::pause();
+            let before = tokio::time::Instant::now();
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer).await;
+            let waited = before.elapsed();
+            tokio::time::resume();
+            assert!(waited <= ADMIN_HEADER_TIMEOUT + Duration::from_secs(1), "{waited:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn shutdown_ends_idle_connections() {
+        let endpoint = start().await;
+        let mut idle = TcpStream::connect(endpoint.address).await.unwrap();
+        idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let mut first = [0; 12];
+        idle.read_exact(&mut first).await.unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200");
+        let before = Instant::now();
+        endpoint.end.send(true).unwrap();
+        let mut rest = Vec::new();
+        idle.read_to_end(&mut rest).await.unwrap();
+        assert!(before.elapsed() < Duration::from_secs(2));
+    }
+}

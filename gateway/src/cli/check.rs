@@ -1,0 +1,113 @@
+//! `stillgate check FILE...`: says everything that is wrong with configuration files.
+//!
+//! It runs in front of a restart or a deployment, so it does what `run` does up to the point of
+//! binding addresses: keys, tokens and certificates are read too. Errors and warnings go to
+//! stderr, one a line with file, line and key; the exit code says whether any file has an error.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use crate::config::{Config, file};
+
+/// All files are in order.
+pub const EXIT_OK: u8 = 0;
+/// A file has an error, or none was given.
+pub const EXIT_ERROR: u8 = 1;
+
+/// Checks each file and gives the exit code.
+///
+/// # Errors
+/// When the outcome cannot be written.
+pub fn run(files: &[PathBuf], out: &mut impl Write, err: &mut impl Write) -> io::Result<u8> {
+    if files.is_empty() {
+        writeln!(err, "check: name at least one file")?;
+        return Ok(EXIT_ERROR);
+    }
+    let mut exit = EXIT_OK;
+    for path in files {
+        match file::load(path) {
+            Ok(config) => {
+                for warning in &config.warnings {
+                    writeln!(err, "{warning} (warning)")?;
+                }
+                writeln!(out, "{}: ok ({})", path.display(), summary(&config))?;
+            }
+            Err(errors) => {
+                exit = EXIT_ERROR;
+                for error in errors {
+                    writeln!(err, "{error}")?;
+                }
+            }
+        }
+    }
+    Ok(exit)
+}
+
+fn summary(config: &Config) -> String {
+    let certificates =
+        config.listeners.iter().filter_map(|l| l.tls.as_ref()).map(|tls| tls.certificates.len());
+    let addresses = config.upstreams.iter().map(|upstream| upstream.addresses.len());
+    [
+        count(config.listeners.len(), "listener", "listeners"),
+        count(certificates.sum(), "certificate", "certificates"),
+        count(config.routes.len(), "route", "routes"),
+        count(config.upstreams.len(), "upstream", "upstreams"),
+        count(addresses.sum(), "address", "addresses"),
+        count(config.warnings.len(), "warning", "warnings"),
+    ]
+    .join(", ")
+}
+
+fn count(n: usize, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::file::tests::TestDirectory;
+
+    fn check(files: &[PathBuf]) -> (u8, String, String) {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let exit = run(files, &mut out, &mut err).unwrap();
+        (exit, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+    }
+
+    #[test]
+    fn each_file_is_reported_and_one_bad_file_fails_the_whole() {
+        let directory = TestDirectory::new();
+        let good = directory.minimal_config("good.toml", "");
+        let bad = directory.minimal_config("bad.toml", "[log]\nlevle = \"info\"\nformat = 3\n");
+        let absent = directory.path().join("absent.toml");
+
+        let (exit, out, err) = check(std::slice::from_ref(&good));
+        let expected =
+            "ok (1 listener, 0 certificates, 1 route, 1 upstream, 1 address, 0 warnings)";
+        assert_eq!((exit, err.as_str()), (EXIT_OK, ""));
+        assert_eq!(out, format!("{}: {expected}\n", good.display()));
+
+        let (exit, out, err) = check(&[bad.clone(), good, absent.clone()]);
+        assert_eq!((exit, out.lines().count()), (EXIT_ERROR, 1));
+        let lines: Vec<&str> = err.lines().collect();
+        assert_eq!(lines.len(), 3, "{err}");
+        assert!(lines[0].starts_with(&format!("{}:", bad.display())), "{err}");
+        assert!(lines[0].contains("log.levle: unknown key; did you mean \"level\"?"), "{err}");
+        assert!(lines[2].starts_with(&format!("{}: cannot be read", absent.display())), "{err}");
+    }
+
+    #[test]
+    fn a_warning_is_shown_and_does_not_fail() {
+        let directory = TestDirectory::new();
+        let more = "[upstream.spare]\naddresses = [\"127.0.0.1:2\"]\n";
+        let file = directory.minimal_config("warned.toml", more);
+        let (exit, out, err) = check(&[file]);
+        assert_eq!(exit, EXIT_OK);
+        assert!(out.contains("1 warning)"), "{out}");
+        assert!(err.contains("upstream.spare: no route leads to it (warning)"), "{err}");
+    }
+
+    #[test]
+    fn no_file_is_an_error() {
+        assert_eq!(check(&[]).0, EXIT_ERROR);
+    }
+}

@@ -1,0 +1,275 @@
+//! `stillgate run`: from a configuration to a serving process.
+
+use std::fs::OpenOptions;
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora_core::server::configuration::{Opt, ServerConf};
+use pingora_core::server::{RunArgs, Server, ShutdownWatch};
+use pingora_core::services::background::{BackgroundService, background_service};
+use pingora_core::services::listening::Service;
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+use tracing_subscriber::EnvFilter;
+
+use crate::account::AccountNamer;
+use crate::account::jwks::KeySource;
+use crate::admin::{AdminApp, AdminState};
+use crate::config::{Config, Log, file};
+use crate::exchanges::{ExchangeLog, Recorder, TextKey};
+use crate::gateway::Gateway;
+use crate::listener::ListenerApp;
+use crate::listener::tls::{CertificateStore, key_log_wanted, server_config};
+use crate::metrics::Metrics;
+use crate::upstream::UpstreamPool;
+
+/// After a drain: time for the last bytes to leave the process.
+const LAST_BYTES_DELAY: Duration = Duration::from_millis(200);
+
+/// Runs until a signal ends it.
+///
+/// # Errors
+/// What is wrong with the configuration or the machine, in words for the operator.
+pub fn run(path: &Path, upgrade: bool) -> Result<(), String> {
+    let config = file::load(path).map_err(|errors| {
+        let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        format!("the configuration is not valid\n{}", lines.join("\n"))
+    })?;
+    start_log(&config.log)?;
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
+    let running = assemble(config, upgrade)?;
+    info!(version = env!("CARGO_PKG_VERSION"), config = %path.display(), "serving");
+    running.serve();
+    Ok(())
+}
+
+/// A gateway that is ready to serve.
+pub struct Running {
+    server: Server,
+    gateway: Arc<Gateway>,
+    pid_file: Option<std::path::PathBuf>,
+}
+
+/// Builds every part of the process. Listening sockets are opened by [`Running::serve`], but an
+/// address that is taken is found here, where it can still be said in one line.
+///
+/// # Errors
+/// What is wrong, in words for the operator.
+pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
+    // Upstream TLS uses pingora's provider, the listeners aws-lc-rs by name.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    if !upgrade {
+        let listeners = config.listeners.iter().map(|listener| listener.address);
+        for address in listeners.chain([config.admin.address]) {
+            TcpListener::bind(address)
+                .map_err(|error| format!("cannot listen on {address}: {error}"))?;
+        }
+    }
+    let metrics = Arc::new(Metrics::new().map_err(|error| format!("metrics: {error}"))?);
+    let key = TextKey::new(&config.identity.key);
+    let mut exchanges =
+        ExchangeLog::new(config.limits.exchanges_kept, key.clone(), metrics.clone());
+    if let Some(record) = &config.record {
+        let queue = config.limits.record_queue_max;
+        let recorder = Recorder::open(record, queue, key, metrics.clone())
+            .map_err(|error| error.to_string())?;
+        exchanges = exchanges.with_recorder(recorder);
+    }
+    let namer = AccountNamer::new(&config.identity).map_err(|error| error.to_string())?;
+    let (pools, members): (Vec<_>, Vec<_>) =
+        config.upstreams.iter().cloned().map(UpstreamPool::new).unzip();
+    let mut server = server(&config, upgrade);
+    for service in members {
+        server.add_service(service);
+    }
+    let jwks = namer.key_source().cloned();
+    let gateway =
+        Arc::new(Gateway::new(config, pools, namer, metrics.clone(), Arc::new(exchanges)));
+    if let Some(source) = jwks {
+        server.add_service(background_service("jwks", Jwks { source }));
+    }
+    let config = &gateway.config;
+    let mut certificates = Vec::new();
+    for listener in &config.listeners {
+        let listener = Arc::new(listener.clone());
+        let tls = match &listener.tls {
+            None => None,
+            Some(tls) => {
+                let store =
+                    CertificateStore::load(&tls.certificates).map_err(|error| error.to_string())?;
+                certificates.push(store.clone());
+                Some(
+                    server_config(tls, store, key_log_wanted())
+                        .map_err(|error| error.to_string())?,
+                )
+            }
+        };
+        let address = listener.address.to_string();
+        let app = ListenerApp::new(gateway.clone(), listener, tls);
+        let mut service = Service::new(format!("listener {address}"), app);
+        service.add_tcp(&address);
+        server.add_service(service);
+    }
+    server.add_service(background_service(
+        "certificates",
+        Certificates { stores: certificates, metrics: metrics.clone() },
+    ));
+    let for_readiness = gateway.clone();
+    let admin =
+        AdminState::new(metrics, gateway.exchanges.clone(), &config.admin.token, move || {
+            for_readiness.readiness()
+        });
+    let mut service = Service::new("admin".to_owned(), AdminApp::new(admin));
+    service.add_tcp(&config.admin.address.to_string());
+    server.add_service(service);
+    let pid_file = config.server.pid_file.clone();
+    server.add_service(background_service(
+        "drain",
+        Drain { gateway: gateway.clone(), pid_file: pid_file.clone() },
+    ));
+    Ok(Running { server, gateway, pid_file })
+}
+
+impl Running {
+    /// What the connections share.
+    #[must_use]
+    pub fn gateway(&self) -> Arc<Gateway> {
+        self.gateway.clone()
+    }
+
+    /// Serves until a signal: SIGTERM drains, SIGQUIT hands the listeners to a new process and
+    /// drains, SIGINT ends at once.
+    pub fn serve(self) {
+        if let Some(path) = &self.pid_file
+            && let Err(error) = std::fs::write(path, format!("{}\n", std::process::id()))
+        {
+            error!(path = %path.display(), %error, "pid file not written");
+        }
+        self.server.run(RunArgs::default());
+        // After SIGINT; a drain ends the process itself.
+        ended(&self.gateway, self.pid_file.as_deref());
+    }
+}
+
+fn server(config: &Config, upgrade: bool) -> Server {
+    let conf = ServerConf {
+        threads: config.server.threads,
+        upgrade_sock: config.server.upgrade_socket.display().to_string(),
+        // The drain below ends the process as soon as it can; these are the latest ends.
+        grace_period_seconds: Some(config.server.drain.as_secs().saturating_add(1)),
+        graceful_shutdown_timeout_seconds: Some(1),
+        ..ServerConf::default()
+    };
+    let opt = Opt { upgrade, ..Opt::default() };
+    let mut server = Server::new_with_opt_and_conf(Some(opt), conf);
+    server.bootstrap();
+    server
+}
+
+/// Keeps the keys of tokens fresh.
+struct Jwks {
+    source: Arc<KeySource>,
+}
+
+#[async_trait]
+impl BackgroundService for Jwks {
+    async fn start(&self, shutdown: ShutdownWatch) {
+        self.source.clone().keep_fresh(shutdown).await;
+    }
+}
+
+/// Watches certificate files.
+struct Certificates {
+    stores: Vec<Arc<CertificateStore>>,
+    metrics: Arc<Metrics>,
+}
+
+#[async_trait]
+impl BackgroundService for Certificates {
+    async fn start(&self, shutdown: ShutdownWatch) {
+        let watches = self.stores.iter().map(|store| {
+            let metrics = self.metrics.clone();
+            store.clone().watch(shutdown.clone(), move |reload| {
+                let reloads = &metrics.certificate_reloads;
+                reloads.with_label_values(&["ok"]).inc_by(reload.replaced.len() as u64);
+                reloads.with_label_values(&["failed"]).inc_by(reload.refused.len() as u64);
+            })
+        });
+        futures::future::join_all(watches).await;
+    }
+}
+
+/// Ends the process once the last exchange has, or when the drain time is over.
+struct Drain {
+    gateway: Arc<Gateway>,
+    pid_file: Option<std::path::PathBuf>,
+}
+
+#[async_trait]
+impl BackgroundService for Drain {
+    async fn start(&self, mut shutdown: watch::Receiver<bool>) {
+        // An error means that the sender is gone, which is an end as well.
+        let _ = shutdown.wait_for(|down| *down).await;
+        self.gateway.drain();
+        let open = self.gateway.connections_open();
+        info!(connections = open, "draining");
+        let drained = async {
+            while self.gateway.connections_open() > 0 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        if tokio::time::timeout(self.gateway.config.server.drain, drained).await.is_err() {
+            let open = self.gateway.connections_open();
+            error!(connections = open, "drain time is over, connections are cut off");
+        }
+        tokio::time::sleep(LAST_BYTES_DELAY).await;
+        ended(&self.gateway, self.pid_file.as_deref());
+        info!("ended");
+        std::process::exit(0);
+    }
+}
+
+fn ended(gateway: &Gateway, pid_file: Option<&Path>) {
+    gateway.exchanges.close();
+    if let Some(path) = pid_file {
+        // A process that took over has written its own.
+        let ours = std::fs::read_to_string(path)
+            .is_ok_and(|text| text.trim() == std::process::id().to_string());
+        if ours {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Starts the log on stderr.
+///
+/// # Errors
+/// When the filter is not one.
+pub fn start_log(log: &Log) -> Result<(), String> {
+    let filter = EnvFilter::try_new(&log.level)
+        .map_err(|error| format!("log.level \"{}\" is not a filter: {error}", log.level))?;
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = if log.json {
+        subscriber.json().flatten_event(true).try_init()
+    } else {
+        subscriber.with_target(false).try_init()
+    };
+    started.map_err(|error| format!("log: {error}"))
+}
+
+/// Opens a private file for writing, replacing what was there.
+///
+/// # Errors
+/// The system's error.
+pub fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())
+}

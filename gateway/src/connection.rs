@@ -1,0 +1,44 @@
+//! One client connection: everything that was seen of it, in one place.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use detectors::TlsCapture;
+
+use crate::capture::client_io::WriteMode;
+use crate::capture::http2::Http2Connection;
+use crate::config::Listener;
+
+/// What is known of a connection once HTTP can be spoken on it.
+#[derive(Debug)]
+pub struct Connection {
+    /// The TCP peer: the client, or the load balancer in front of us.
+    pub peer: SocketAddr,
+    /// The client: the peer, or the source that a trusted PROXY header names.
+    pub client: SocketAddr,
+    /// The listener's settings.
+    pub listener: Arc<Listener>,
+    /// TLS fingerprint; `None` on a plain-text listener.
+    pub tls: Option<Arc<TlsCapture>>,
+    /// SHA-256 of the verified client certificate.
+    pub client_certificate: Option<Vec<u8>>,
+    /// What the HTTP/2 tap sees; `None` on HTTP/1.
+    pub http2: Option<Arc<Http2Connection>>,
+    /// When written bytes leave (HTTP/1).
+    pub write_mode: Arc<WriteMode>,
+}
+
+impl Connection {
+    /// Address that exchanges are attributed to.
+    #[must_use]
+    pub fn client_ip(&self) -> IpAddr {
+        self.client.ip().to_canonical()
+    }
+
+    /// Whether the TCP peer is in one of `networks`.
+    #[must_use]
+    pub fn peer_is_in(&self, networks: &[ipnet::IpNet]) -> bool {
+        let ip = self.peer.ip().to_canonical();
+        networks.iter().any(|network| network.contains(&ip))
+    }
+}

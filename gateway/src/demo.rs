@@ -1,0 +1,4 @@
+//! What `stillgate demo` embeds.
+
+pub mod prose;
+pub mod sample_upstream;

@@ -1,0 +1,20 @@
+//! The gateway: everything of Stillgate that does IO.
+//!
+//! `ARCHITECTURE.md` at the top of the repository draws the map.
+
+pub mod account;
+pub mod admin;
+pub mod capture;
+pub mod cli;
+pub mod config;
+pub mod connection;
+pub mod demo;
+pub mod exchanges;
+pub mod gateway;
+pub mod limits;
+pub mod listener;
+pub mod metrics;
+pub mod proxy;
+pub mod route;
+pub mod upstream;
+pub mod wire;

@@ -1,0 +1,412 @@
+//! Every metric of the gateway, in one list: [`Metrics::new`].
+//!
+//! Names begin with `stillgate_` and end in their base unit; counters end in `_total`
+//! (Prometheus naming, <https://prometheus.io/docs/practices/naming/>). The three process
+//! figures keep the names that every Prometheus client library gives them.
+//!
+//! A label value is either from a closed set in this file or a name from the operator's own
+//! configuration (route, upstream). Accounts, paths and models come from outside and are never
+//! labels: each new value would be a new series, and a client could make as many as it likes.
+
+use std::fs;
+
+use detectors::{Format, HttpVersion};
+use prometheus::core::Collector;
+use prometheus::{
+    Error, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
+};
+
+/// `reason` of a connection that was closed at accept.
+pub const CONNECTION_REFUSALS: &[&str] = &["limit", "proxy_header"];
+/// `outcome` of a TLS handshake.
+pub const HANDSHAKE_OUTCOMES: &[&str] = &["ok", "failed", "timeout", "not_tls"];
+/// `version` of a TLS handshake; `none` when none was agreed.
+pub const TLS_VERSIONS: &[&str] = &["1.3", "1.2", "none"];
+/// `outcome` of capturing a ClientHello.
+pub const HELLO_OUTCOMES: &[&str] = &["captured", "missing"];
+/// `direction` of body bytes, from the client's point of view.
+pub const DIRECTIONS: &[&str] = &["in", "out"];
+/// `kind` of tokens.
+pub const TOKEN_KINDS: &[&str] = &["prompt", "completion"];
+/// `outcome` of an attempt on an upstream member.
+pub const ATTEMPT_OUTCOMES: &[&str] = &["ok", "connect_failed", "timeout", "reset"];
+/// `reason` why an answer passed unread.
+pub const UNREAD_REASONS: &[&str] = &["too_long", "encoded"];
+/// `outcome` of reading a file again.
+pub const RELOAD_OUTCOMES: &[&str] = &["ok", "failed"];
+/// Every provider format, as a label.
+pub const FORMATS: &[Format] = &[
+    Format::OpenaiChat,
+    Format::OpenaiResponses,
+    Format::OpenaiCompletions,
+    Format::AnthropicMessages,
+    Format::GeminiGenerate,
+    Format::Grpc,
+    Format::Unknown,
+];
+
+/// Seconds, from a cached first byte to the longest reasoning answer.
+const BUCKETS_SECONDS: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0,
+    600.0,
+];
+
+/// The gateway's metrics, all in a registry of their own.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    process: Process,
+    /// Connections accepted on all listeners.
+    pub connections_accepted: IntCounter,
+    /// Connections open now.
+    pub connections_open: IntGauge,
+    /// Connections closed at accept, by `reason` ([`CONNECTION_REFUSALS`]).
+    pub connections_refused: IntCounterVec,
+    /// TLS handshakes, by `outcome` ([`HANDSHAKE_OUTCOMES`]) and `version` ([`TLS_VERSIONS`]).
+    pub handshakes: IntCounterVec,
+    /// ClientHello messages, by `outcome` ([`HELLO_OUTCOMES`]).
+    pub hellos: IntCounterVec,
+    /// Requests, by `format`, HTTP `version`, `route` and `status` class ([`status_class`]).
+    pub requests: IntCounterVec,
+    /// Exchanges between a request's arrival and its answer's end.
+    pub exchanges_in_flight: IntGauge,
+    /// Requests that the gateway itself answered with an error, by `reason`.
+    pub refusals: IntCounterVec,
+    /// Requests refused for ambiguous framing (request smuggling), by `kind`.
+    pub framing_refused: IntCounterVec,
+    /// HTTP/2 connections ended for abuse (rapid reset and kin), by `kind`.
+    pub h2_abuse: IntCounterVec,
+    /// Requests that no wire capture was found for.
+    pub capture_missed: IntCounter,
+    /// Requests that carried several credentials that differ.
+    pub credentials_ambiguous: IntCounter,
+    /// Seconds from a request's arrival to its answer's end, by `format`.
+    pub request_duration: HistogramVec,
+    /// Seconds from a request's last byte to its answer's first, by `format`.
+    pub first_byte: HistogramVec,
+    /// Body bytes, by `direction` ([`DIRECTIONS`]).
+    pub body_bytes: IntCounterVec,
+    /// Tokens as the providers counted them, by `kind` ([`TOKEN_KINDS`]) and `format`.
+    pub answer_tokens: IntCounterVec,
+    /// Attempts on members, by `upstream` and `outcome` ([`ATTEMPT_OUTCOMES`]).
+    pub upstream_attempts: IntCounterVec,
+    /// Members that are healthy now, by `upstream`.
+    pub upstream_members_healthy: IntGaugeVec,
+    /// Further attempts after a first that failed, by `upstream`.
+    pub retries: IntCounterVec,
+    /// Request bodies that were recognised and could not be read, by `format`.
+    pub bodies_unreadable: IntCounterVec,
+    /// Answers that passed without being read, by `reason` ([`UNREAD_REASONS`]).
+    pub answers_unread: IntCounterVec,
+    /// Exchanges written to the trace.
+    pub exchanges_recorded: IntCounter,
+    /// Exchanges lost to the trace: the queue was full, or the file could not be written.
+    pub exchanges_shed: IntCounter,
+    /// Exchanges of which turns, tools or attachments beyond a bound were not kept.
+    pub exchanges_cut: IntCounter,
+    /// Failed writes to the trace.
+    pub record_errors: IntCounter,
+    /// Certificates read again, by `outcome` ([`RELOAD_OUTCOMES`]).
+    pub certificate_reloads: IntCounterVec,
+    /// Configuration read again, by `outcome` ([`RELOAD_OUTCOMES`]).
+    pub config_reloads: IntCounterVec,
+}
+
+impl Metrics {
+    /// Registers every metric.
+    ///
+    /// # Errors
+    /// Only if two entries of the list share a name or one is malformed.
+    #[rustfmt::skip]
+    pub fn new() -> Result<Self, Error> {
+        let list = List(Registry::new());
+        let metrics = Self {
+            process: Process::register(&list)?,
+            connections_accepted: list.counter("connections_accepted_total", "Connections accepted")?,
+            connections_open: list.gauge("connections_open", "Connections open now")?,
+            connections_refused: list.counters("connections_refused_total", "Connections closed at accept", &["reason"])?,
+            handshakes: list.counters("tls_handshakes_total", "TLS handshakes", &["outcome", "version"])?,
+            hellos: list.counters("client_hellos_total", "ClientHello messages captured or missing", &["outcome"])?,
+            requests: list.counters("requests_total", "Requests", &["format", "version", "route", "status"])?,
+            exchanges_in_flight: list.gauge("exchanges_in_flight", "Exchanges between arrival and the answer's end")?,
+            refusals: list.counters("refusals_total", "Requests answered with an error by the gateway itself", &["reason"])?,
+            framing_refused: list.counters("framing_refused_total", "Requests refused for ambiguous framing", &["kind"])?,
+            h2_abuse: list.counters("h2_abuse_total", "HTTP/2 connections ended for abuse", &["kind"])?,
+            capture_missed: list.counter("capture_missed_total", "Requests without a wire capture")?,
+            credentials_ambiguous: list.counter("credentials_ambiguous_total", "Requests with several credentials that differ")?,
+            request_duration: list.seconds("request_duration_seconds", "From a request's arrival to its answer's end", &["format"])?,
+            first_byte: list.seconds("first_byte_seconds", "From a request's last byte to its answer's first", &["format"])?,
+            body_bytes: list.counters("body_bytes_total", "Body bytes from and to clients", &["direction"])?,
+            answer_tokens: list.counters("answer_tokens_total", "Tokens as the providers counted them", &["kind", "format"])?,
+            upstream_attempts: list.counters("upstream_attempts_total", "Attempts on upstream members", &["upstream", "outcome"])?,
+            upstream_members_healthy: list.gauges("upstream_members_healthy", "Upstream members that are healthy now", &["upstream"])?,
+            retries: list.counters("retries_total", "Further attempts after a first that failed", &["upstream"])?,
+            bodies_unreadable: list.counters("bodies_unreadable_total", "Request bodies that could not be read", &["format"])?,
+            answers_unread: list.counters("answers_unread_total", "Answers passed without being read", &["reason"])?,
+            exchanges_recorded: list.counter("exchanges_recorded_total", "Exchanges written to the trace")?,
+            exchanges_shed: list.counter("exchanges_shed_total", "Exchanges lost to the trace")?,
+            exchanges_cut: list.counter("exchanges_cut_total", "Exchanges kept without what lay beyond a bound")?,
+            record_errors: list.counter("record_errors_total", "Failed writes to the trace")?,
+            certificate_reloads: list.counters("certificate_reloads_total", "Certificates read again", &["outcome"])?,
+            config_reloads: list.counters("config_reloads_total", "Configuration read again", &["outcome"])?,
+            registry: list.0,
+        };
+        metrics.start_at_zero();
+        metrics.register_build_info()?;
+        Ok(metrics)
+    }
+
+    /// The text exposition format, version 0.0.4.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.process.refresh();
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_else(|error| {
+            log::error!("metrics cannot be rendered: {error}");
+            String::new()
+        })
+    }
+
+    /// Series of the closed sets exist from the start, so that a rate over a rare event sees its
+    /// first occurrence as a rise from zero.
+    fn start_at_zero(&self) {
+        for (counters, values) in [
+            (&self.connections_refused, CONNECTION_REFUSALS),
+            (&self.hellos, HELLO_OUTCOMES),
+            (&self.body_bytes, DIRECTIONS),
+            (&self.answers_unread, UNREAD_REASONS),
+            (&self.certificate_reloads, RELOAD_OUTCOMES),
+            (&self.config_reloads, RELOAD_OUTCOMES),
+        ] {
+            for value in values {
+                counters.with_label_values(&[value]).inc_by(0);
+            }
+        }
+        for version in ["1.3", "1.2"] {
+            self.handshakes.with_label_values(&["ok", version]).inc_by(0);
+        }
+        for outcome in ["failed", "timeout", "not_tls"] {
+            self.handshakes.with_label_values(&[outcome, "none"]).inc_by(0);
+        }
+        for format in FORMATS {
+            self.bodies_unreadable.with_label_values(&[format.name()]).inc_by(0);
+        }
+    }
+
+    fn register_build_info(&self) -> Result<(), Error> {
+        let opts = Opts::new("stillgate_build_info", "1, with the running version as a label")
+            .const_label("version", env!("CARGO_PKG_VERSION"));
+        let gauge = IntGauge::with_opts(opts)?;
+        gauge.set(1);
+        self.registry.register(Box::new(gauge))
+    }
+}
+
+/// The `status` label: `2xx` and kin, `none` when no answer was sent.
+#[must_use]
+pub fn status_class(status: u16) -> &'static str {
+    match status {
+        100..=199 => "1xx",
+        200..=299 => "2xx",
+        300..=399 => "3xx",
+        400..=499 => "4xx",
+        500..=599 => "5xx",
+        _ => "none",
+    }
+}
+
+/// The `version` label of a request.
+#[must_use]
+pub fn http_version(version: HttpVersion) -> &'static str {
+    match version {
+        HttpVersion::Http10 => "1.0",
+        HttpVersion::Http11 => "1.1",
+        HttpVersion::Http2 => "2",
+    }
+}
+
+/// A registry that metrics are made in.
+struct List(Registry);
+
+impl List {
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, Error> {
+        self.register(IntCounter::new(named(name), help)?)
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, Error> {
+        self.register(IntCounterVec::new(Opts::new(named(name), help), labels)?)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, Error> {
+        self.register(IntGauge::new(named(name), help)?)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, Error> {
+        self.register(IntGaugeVec::new(Opts::new(named(name), help), labels)?)
+    }
+
+    fn seconds(&self, name: &str, help: &str, labels: &[&str]) -> Result<HistogramVec, Error> {
+        let opts = HistogramOpts::new(named(name), help).buckets(BUCKETS_SECONDS.to_vec());
+        self.register(HistogramVec::new(opts, labels)?)
+    }
+
+    fn register<M: Collector + Clone + 'static>(&self, metric: M) -> Result<M, Error> {
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+}
+
+fn named(name: &str) -> String {
+    format!("stillgate_{name}")
+}
+
+/// What the kernel says of this process, read when somebody asks.
+#[derive(Debug)]
+struct Process {
+    start_time: Gauge,
+    open_fds: IntGauge,
+    resident_memory: IntGauge,
+}
+
+impl Process {
+    fn register(list: &List) -> Result<Self, Error> {
+        let process = Self {
+            start_time: list.register(Gauge::new(
+                "process_start_time_seconds",
+                "Start time of the process since the unix epoch",
+            )?)?,
+            open_fds: list.register(IntGauge::new("process_open_fds", "Open file descriptors")?)?,
+            resident_memory: list
+                .register(IntGauge::new("process_resident_memory_bytes", "Resident memory")?)?,
+        };
+        if let Some(start) = start_time_seconds() {
+            process.start_time.set(start);
+        }
+        Ok(process)
+    }
+
+    fn refresh(&self) {
+        if let Some(count) = open_fds() {
+            self.open_fds.set(count);
+        }
+        if let Some(bytes) = resident_memory_bytes() {
+            self.resident_memory.set(bytes);
+        }
+    }
+}
+
+/// `starttime` is field 22 of `/proc/self/stat` (proc(5)), in ticks since boot. The command in
+/// field 2 may hold spaces and brackets, so fields are counted from the last closing bracket.
+fn start_time_seconds() -> Option<f64> {
+    /// USER_HZ, 100 on every architecture that Rust's standard library supports on Linux.
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    let ticks: f64 = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
+    let boot = fs::read_to_string("/proc/stat").ok()?;
+    let boot_seconds: f64 =
+        boot.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    Some(boot_seconds + ticks / TICKS_PER_SECOND)
+}
+
+fn open_fds() -> Option<i64> {
+    // Reading the folder opens one descriptor itself.
+    i64::try_from(fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1)).ok()
+}
+
+fn resident_memory_bytes() -> Option<i64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<i64>().ok().map(|kilobytes| kilobytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{SystemTime, UNIX_EPOCH};
+
+    use super::*;
+
+    fn used() -> Metrics {
+        let metrics = Metrics::new().unwrap();
+        metrics.requests.with_label_values(&["openai_chat", "2", "main", "2xx"]).inc();
+        metrics.request_duration.with_label_values(&["openai_chat"]).observe(0.3);
+        metrics.first_byte.with_label_values(&["openai_chat"]).observe(700.0);
+        metrics.refusals.with_label_values(&["no_route"]).inc();
+        metrics.framing_refused.with_label_values(&["two_lengths"]).inc();
+        metrics.h2_abuse.with_label_values(&["rapid_reset"]).inc();
+        metrics.answer_tokens.with_label_values(&["prompt", "openai_chat"]).inc_by(7);
+        metrics.upstream_attempts.with_label_values(&["model", "ok"]).inc();
+        metrics.upstream_members_healthy.with_label_values(&["model"]).set(2);
+        metrics.retries.with_label_values(&["model"]).inc();
+        metrics
+    }
+
+    #[test]
+    fn names_follow_the_convention() {
+        let text = used().render();
+        let families: Vec<(&str, &str)> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+        assert_eq!(families.len(), 27 + 1 + 3, "{families:?}");
+        for (name, kind) in families {
+            assert!(name.starts_with("stillgate_") || name.starts_with("process_"), "{name}");
+            assert_eq!(name.ends_with("_total"), kind == "counter", "{name} is a {kind}");
+            assert!(kind != "histogram" || name.ends_with("_seconds"), "{name}");
+            let help = text.lines().find(|line| line.starts_with(&format!("# HELP {name} ")));
+            assert!(help.is_some_and(|help| help.len() > name.len() + 12), "{name} has no help");
+        }
+    }
+
+    #[test]
+    fn values_are_rendered() {
+        let text = used().render();
+        for line in [
+            r#"stillgate_requests_total{format="openai_chat",route="main",status="2xx",version="2"} 1"#,
+            r#"stillgate_request_duration_seconds_bucket{format="openai_chat",le="0.25"} 0"#,
+            r#"stillgate_request_duration_seconds_bucket{format="openai_chat",le="0.5"} 1"#,
+            r#"stillgate_first_byte_seconds_bucket{format="openai_chat",le="600"} 0"#,
+            r#"stillgate_first_byte_seconds_count{format="openai_chat"} 1"#,
+            r#"stillgate_answer_tokens_total{format="openai_chat",kind="prompt"} 7"#,
+            r#"stillgate_upstream_members_healthy{upstream="model"} 2"#,
+            concat!(r#"stillgate_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""} 1"#),
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn closed_sets_start_at_zero() {
+        let text = Metrics::new().unwrap().render();
+        for line in [
+            r#"stillgate_connections_refused_total{reason="proxy_header"} 0"#,
+            r#"stillgate_tls_handshakes_total{outcome="timeout",version="none"} 0"#,
+            r#"stillgate_bodies_unreadable_total{format="anthropic_messages"} 0"#,
+            r#"stillgate_certificate_reloads_total{outcome="failed"} 0"#,
+            "stillgate_exchanges_shed_total 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_process_is_measured() {
+        let text = Metrics::new().unwrap().render();
+        let value = |name: &str| -> f64 {
+            let line = text.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
+            line.rsplit_once(' ').unwrap().1.parse().unwrap()
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+        let started = value("process_start_time_seconds");
+        assert!(started > now - 86_400.0 && started < now + 2.0, "{started} against {now}");
+        assert!(value("process_open_fds") >= 3.0);
+        assert!(value("process_resident_memory_bytes") > 100_000.0);
+    }
+
+    #[test]
+    fn status_classes() {
+        for (status, class) in
+            [(0, "none"), (101, "1xx"), (200, "2xx"), (304, "3xx"), (429, "4xx"), (599, "5xx")]
+        {
+            assert_eq!(status_class(status), class);
+        }
+        assert_eq!(status_class(600), "none");
+    }
+}

@@ -1,0 +1,717 @@
+//! The request path: received, attributed, inspected, served, observed.
+//!
+//! Every request takes the steps of [`ConnectionApp::serve`] in order. A step that cannot go on
+//! returns a [`Refusal`], which the client gets in its provider's own shape; whatever happens,
+//! one observation comes out at the end.
+
+pub mod body;
+pub mod framing;
+pub mod head;
+pub mod relay;
+pub mod upstream_side;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use detectors::{
+    AccountId, Answer, Conversation, Format, HttpCapture, Observation, OrganisationId, TlsCapture,
+};
+use http::{HeaderValue, Method, header};
+use pingora_core::apps::{
+    HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream,
+};
+use pingora_core::protocols::http::ServerSession;
+use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
+use pingora_core::server::ShutdownWatch;
+use pingora_error::ErrorType;
+use pingora_http::ResponseHeader;
+use prometheus::IntGauge;
+use tracing::{debug, warn};
+
+use self::body::BodyError;
+use self::framing::FramingFault;
+use self::head::{BodyFraming, Forwarding};
+use self::relay::{Ended, Failure, Plan, RequestBody};
+use self::upstream_side::UpstreamSide;
+use crate::account::{InvalidCredential, Sender};
+use crate::capture::http2::MARKER_NAME;
+use crate::connection::Connection;
+use crate::gateway::Gateway;
+use crate::upstream::UpstreamPool;
+use crate::wire::{self, Refusal, RefusalKind};
+
+/// HTTP on one client connection.
+pub struct ConnectionApp {
+    gateway: Arc<Gateway>,
+    connection: Arc<Connection>,
+    options: HttpServerOptions,
+}
+
+/// A request whose head was read and is sound.
+struct Received {
+    id: String,
+    at_ms: u64,
+    started: Instant,
+    request_id: String,
+    http: HttpCapture,
+    tls: Option<Arc<TlsCapture>>,
+    format: Format,
+    route: Arc<str>,
+    /// Whether the client waits for a 100 before it sends its body.
+    expects_continue: bool,
+}
+
+/// What came to be known of a request on its way; filled as far as it got.
+#[derive(Default)]
+struct Progress {
+    account: Option<AccountId>,
+    organisation: Option<OrganisationId>,
+    conversation: Conversation,
+}
+
+/// How a request was dealt with.
+enum Served {
+    /// Answered; the connection can be used again if HTTP allows.
+    Answered(Answer),
+    /// The client's view is broken off; the connection must not be used again.
+    Broken(Answer),
+}
+
+impl ConnectionApp {
+    /// HTTP on `connection`.
+    #[must_use]
+    pub fn new(gateway: Arc<Gateway>, connection: Arc<Connection>) -> Self {
+        let mut options = HttpServerOptions::default();
+        options.h2_idle_timeout = Some(gateway.config.limits.idle_timeout);
+        Self { gateway, connection, options }
+    }
+
+    /// The request path.
+    async fn serve(
+        &self,
+        session: &mut ServerSession,
+        received: &mut Received,
+        progress: &mut Progress,
+    ) -> Result<Served, Refusal> {
+        let pool = self.route(session, received)?;
+        self.attribute(session, received, progress)?;
+        let body = self.inspect(session, received, progress).await?;
+        self.forward(session, received, pool, body).await
+    }
+
+    fn route(
+        &self,
+        session: &ServerSession,
+        received: &mut Received,
+    ) -> Result<&UpstreamPool, Refusal> {
+        let head = session.req_header();
+        if head.method == Method::CONNECT {
+            return Err(received.refusal(RefusalKind::BadRequest, "CONNECT is not served here"));
+        }
+        let path = String::from_utf8_lossy(head.raw_path());
+        let (name, upstream) =
+            self.gateway.routes.find(head::host_of(head), &path).ok_or_else(|| {
+                received.refusal(RefusalKind::NotFound, "no route for this host and path")
+            })?;
+        received.route = name;
+        Ok(&self.gateway.pools[upstream])
+    }
+
+    fn attribute(
+        &self,
+        session: &ServerSession,
+        received: &Received,
+        progress: &mut Progress,
+    ) -> Result<(), Refusal> {
+        let head = session.req_header();
+        let sender = Sender {
+            headers: &head.headers,
+            path_and_query: head.uri.path_and_query().map_or("", |path| path.as_str()),
+            peer: self.connection.peer.ip().to_canonical(),
+            certificate_sha256: self.connection.client_certificate.as_deref(),
+            format: received.format,
+        };
+        match self.gateway.namer.name(&sender) {
+            Ok(named) => {
+                if named.ambiguous {
+                    self.gateway.metrics.credentials_ambiguous.inc();
+                }
+                progress.account = named.account;
+                progress.organisation = named.organisation;
+                Ok(())
+            }
+            Err(InvalidCredential { reason }) => {
+                self.gateway.refused("invalid_credential");
+                Err(received.refusal(
+                    RefusalKind::Unauthenticated,
+                    format!("the credential is not valid: {reason}"),
+                ))
+            }
+        }
+    }
+
+    /// Reads the body where its format is known, and the conversation in it.
+    async fn inspect(
+        &self,
+        session: &mut ServerSession,
+        received: &mut Received,
+        progress: &mut Progress,
+    ) -> Result<RequestBody, Refusal> {
+        if session.is_body_empty() || session.is_upgrade_req() {
+            return Ok(RequestBody::None);
+        }
+        if received.expects_continue {
+            let asked = session.write_continue_response().await;
+            asked.map_err(|_| received.refusal(RefusalKind::BadRequest, "client closed"))?;
+            received.expects_continue = false;
+        }
+        if matches!(received.format, Format::Unknown | Format::Grpc) {
+            return Ok(RequestBody::Streamed);
+        }
+        let limits = &self.gateway.config.limits;
+        let head = session.req_header();
+        let declared = head.headers.get(header::CONTENT_LENGTH);
+        let declared = declared.and_then(|length| length.to_str().ok()?.parse().ok());
+        let encoding = match head.headers.get_all(header::CONTENT_ENCODING).iter().count() {
+            0 => None,
+            1 => {
+                head.headers.get(header::CONTENT_ENCODING).map(|coding| coding.as_bytes().to_vec())
+            }
+            _ => return Err(self.body_refusal(received, &BodyError::UnsupportedEncoding)),
+        };
+        let whole = body::read_whole(session, declared, limits)
+            .await
+            .map_err(|error| self.body_refusal(received, &error))?;
+        let plain = body::decoded(&whole, encoding.as_deref(), limits.decoded_body_bytes_max)
+            .map_err(|error| self.body_refusal(received, &error))?;
+        let path = String::from_utf8_lossy(session.req_header().raw_path());
+        match wire::read_request(received.format, &path, &plain) {
+            Ok(conversation) => progress.conversation = conversation,
+            Err(error) => {
+                // Not ours to judge: the upstream says what is wrong with it.
+                debug!(id = received.id, %error, "request body not understood");
+                self.gateway
+                    .metrics
+                    .bodies_unreadable
+                    .with_label_values(&[received.format.name()])
+                    .inc();
+            }
+        }
+        Ok(RequestBody::Whole(whole))
+    }
+
+    /// Sends the request to one member after another until one serves it.
+    async fn forward(
+        &self,
+        session: &mut ServerSession,
+        received: &Received,
+        pool: &UpstreamPool,
+        body: RequestBody,
+    ) -> Result<Served, Refusal> {
+        let upstream = pool.config();
+        let needs_http2 = received.format == Format::Grpc;
+        let websocket = session.is_upgrade_req();
+        let mut tried = Vec::new();
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let last = attempts > upstream.retries;
+            let Some(attempt) = pool.select(&tried, needs_http2) else {
+                self.gateway.upstream_attempt(&upstream.name, "no_member");
+                return Err(received.refusal(
+                    RefusalKind::UpstreamUnavailable { retry_after: None },
+                    "the model is not reachable at the moment",
+                ));
+            };
+            let (connected, reused) = match pool.connect(&attempt).await {
+                Ok(connected) => connected,
+                Err(error) => {
+                    warn!(upstream = %upstream.name, %error, "connecting failed");
+                    self.gateway.upstream_attempt(&upstream.name, "connect_failed");
+                    tried.extend(attempt.address());
+                    if last {
+                        return Err(upstream_refusal(received, error.etype()));
+                    }
+                    self.gateway.metrics.retries.with_label_values(&[&upstream.name]).inc();
+                    continue;
+                }
+            };
+            let mut side = UpstreamSide::new(connected);
+            let plan =
+                self.plan(session, received, pool, &attempt, &side, body.clone(), websocket)?;
+            match relay::run(session, &mut side, plan).await {
+                Ended::Complete(answer) => {
+                    self.gateway.upstream_attempt(&upstream.name, "ok");
+                    if side.is_complete() {
+                        pool.release(side.into_session(), &attempt).await;
+                    }
+                    return Ok(if websocket {
+                        Served::Broken(answer)
+                    } else {
+                        Served::Answered(answer)
+                    });
+                }
+                Ended::ClientGone(answer, error) => {
+                    debug!(id = received.id, %error, "client gone");
+                    self.gateway.upstream_attempt(&upstream.name, "client_gone");
+                    return Ok(Served::Broken(answer));
+                }
+                Ended::CutOff(answer, error) => {
+                    warn!(id = received.id, upstream = %upstream.name, %error, "answer cut off");
+                    self.gateway.upstream_attempt(&upstream.name, "cut_off");
+                    return Ok(Served::Broken(answer));
+                }
+                Ended::Failed(failure) => {
+                    if failure.client_fault {
+                        debug!(id = received.id, error = %failure.error, "client gone");
+                        return Ok(Served::Broken(Answer {
+                            duration_ms: relay::millis(received.started.elapsed()),
+                            ..Answer::default()
+                        }));
+                    }
+                    let outcome = failure_outcome(failure.error.etype());
+                    warn!(upstream = %upstream.name, error = %failure.error, "attempt failed");
+                    self.gateway.upstream_attempt(&upstream.name, outcome);
+                    if last || !may_retry(session, &failure, reused) {
+                        return Err(upstream_refusal(received, failure.error.etype()));
+                    }
+                    if matches!(
+                        failure.error.etype(),
+                        ErrorType::H2Downgrade | ErrorType::InvalidH2
+                    ) {
+                        pool.prefer_http1(&attempt);
+                    } else if !reused {
+                        tried.extend(attempt.address());
+                    }
+                    self.gateway.metrics.retries.with_label_values(&[&upstream.name]).inc();
+                }
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the plan is what these values are joined into")]
+    fn plan<'a>(
+        &'a self,
+        session: &ServerSession,
+        received: &'a Received,
+        pool: &'a UpstreamPool,
+        attempt: &crate::upstream::Attempt,
+        side: &UpstreamSide,
+        body: RequestBody,
+        websocket: bool,
+    ) -> Result<Plan<'a>, Refusal> {
+        let upstream = pool.config();
+        let how = Forwarding {
+            connection: &self.connection,
+            request_id: &received.request_id,
+            host: (!upstream.preserve_host).then(|| attempt.host_header()),
+            upstream_tls: upstream.tls,
+            body: match &body {
+                RequestBody::None => BodyFraming::None,
+                RequestBody::Whole(body) => BodyFraming::Whole(body.len()),
+                RequestBody::Streamed => BodyFraming::Streamed,
+            },
+            answer_is_read: !matches!(received.format, Format::Unknown | Format::Grpc),
+            websocket,
+            untrusted_header: self
+                .gateway
+                .namer
+                .header_to_remove(self.connection.peer.ip().to_canonical()),
+        };
+        let head = session.req_header();
+        let head =
+            if side.is_http2() { head::for_http2(head, &how) } else { head::for_http1(head, &how) };
+        let head = head.map_err(|error| {
+            debug!(id = received.id, %error, "head cannot be forwarded");
+            received.refusal(RefusalKind::BadRequest, "the request's target is not valid")
+        })?;
+        Ok(Plan {
+            head,
+            body,
+            upstream,
+            limits: &self.gateway.config.limits,
+            format: received.format,
+            request_id: &received.request_id,
+            write_mode: &self.connection.write_mode,
+            started: received.started,
+        })
+    }
+
+    /// Reads and captures the request head. `Err(None)` when there is nobody to answer.
+    async fn receive(
+        &self,
+        session: &mut ServerSession,
+        shutdown: &ShutdownWatch,
+    ) -> Result<Received, Option<Refusal>> {
+        let limits = &self.gateway.config.limits;
+        if !session.is_http2() {
+            self.read_head(session, shutdown).await?;
+        }
+        let started = Instant::now();
+        let at_ms = unix_ms();
+        let http = self.capture(session)?;
+        let head = session.req_header();
+        if http.headers.len() > limits.header_fields_max {
+            self.gateway.refused("header_fields");
+            return Err(Some(Refusal::new(
+                RefusalKind::HeaderTooLarge,
+                format!("more than {} header fields", limits.header_fields_max),
+            )));
+        }
+        let path = String::from_utf8_lossy(head.raw_path());
+        let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+        let format = wire::recognise(head.method.as_str(), &path, content_type);
+        let expects_continue = head
+            .headers
+            .get(header::EXPECT)
+            .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        let id = self.gateway.exchange_id();
+        Ok(Received {
+            at_ms,
+            started,
+            request_id: head::request_id_of(head).map_or_else(|| id.clone(), str::to_owned),
+            id,
+            tls: self.tls_of(session),
+            http,
+            format,
+            route: "".into(),
+            expects_continue,
+        })
+    }
+
+    /// Reads an HTTP/1 head within the idle and header timeouts.
+    async fn read_head(
+        &self,
+        session: &mut ServerSession,
+        shutdown: &ShutdownWatch,
+    ) -> Result<(), Option<Refusal>> {
+        let limits = &self.gateway.config.limits;
+        session.set_pipelining_enabled(true);
+        let mut shutdown = shutdown.clone();
+        let already_draining = *shutdown.borrow();
+        let patience = limits.header_timeout
+            + session.get_keepalive().map_or(Duration::ZERO, |_| limits.idle_timeout);
+        let read = tokio::select! {
+            read = tokio::time::timeout(patience, session.read_request()) => read,
+            // Between requests a connection may be closed at once.
+            _ = shutdown.changed(), if !already_draining => return Err(None),
+        };
+        match read {
+            Ok(Ok(true)) => Ok(()),
+            Ok(Ok(false)) => Err(None),
+            Ok(Err(error)) if *error.etype() == ErrorType::InvalidHTTPHeader => {
+                debug!(peer = %self.connection.peer, "malformed request head");
+                let text = error.to_string();
+                if text.contains("larger than") {
+                    self.gateway.refused("header_bytes");
+                    Err(Some(Refusal::new(RefusalKind::HeaderTooLarge, "request head too large")))
+                } else {
+                    Err(Some(self.framing_refusal(FramingFault::MalformedHead)))
+                }
+            }
+            Ok(Err(error)) => {
+                debug!(peer = %self.connection.peer, %error, "no request");
+                Err(None)
+            }
+            Err(_) => {
+                self.gateway.refused("header_timeout");
+                Err(None)
+            }
+        }
+    }
+
+    fn capture(&self, session: &mut ServerSession) -> Result<HttpCapture, Option<Refusal>> {
+        let limits = &self.gateway.config.limits;
+        if let Some(http1) = session.as_http1() {
+            let raw = http1.get_headers_raw_bytes();
+            if raw.len() > limits.header_bytes_max {
+                self.gateway.refused("header_bytes");
+                let message = format!("request head larger than {} bytes", limits.header_bytes_max);
+                return Err(Some(Refusal::new(RefusalKind::HeaderTooLarge, message)));
+            }
+            let fields = framing::read_http1(&raw, self.connection.tls.is_some())
+                .map_err(|fault| Some(self.framing_refusal(fault)))?;
+            return Ok(head::capture_http1(session.req_header(), &fields));
+        }
+        let head = session.req_header_mut();
+        let markers = head.headers.get_all(MARKER_NAME).iter().map(HeaderValue::as_bytes);
+        let claimed = self.connection.http2.as_ref().and_then(|http2| http2.claim(markers));
+        head.remove_header(MARKER_NAME);
+        let Some(request) = claimed else {
+            // Some header block blinded the tap. Serving on would let a client choose not to be
+            // seen.
+            self.gateway.metrics.capture_missed.inc();
+            return Err(Some(self.framing_refusal(FramingFault::Http2Fields)));
+        };
+        if request.abuse.is_some() {
+            self.gateway.count_http2_abuse(&self.connection);
+            return Err(Some(self.framing_refusal(FramingFault::Http2Fields)));
+        }
+        let seen = request.capture();
+        Ok(head::capture_http2(session.req_header(), &request.headers, Some(seen)))
+    }
+
+    /// The connection's own TLS fingerprint, or the one that a listed load balancer passes on.
+    fn tls_of(&self, session: &ServerSession) -> Option<Arc<TlsCapture>> {
+        if self.connection.tls.is_some() {
+            return self.connection.tls.clone();
+        }
+        let headers = self.connection.listener.fingerprint_headers.as_ref()?;
+        if !self.connection.peer_is_in(&headers.from) {
+            return None;
+        }
+        let head = session.req_header();
+        let text = |name: &Option<String>| head::header_text(head, name.as_deref()?);
+        let (ja3, ja4) = (text(&headers.ja3), text(&headers.ja4));
+        if ja3.is_none() && ja4.is_none() {
+            return None;
+        }
+        let ja3 = ja3.unwrap_or_default();
+        // Some balancers pass on the string, some its MD5.
+        let (ja3, ja3_md5) = if ja3.contains(',') {
+            (ja3.to_string(), crate::capture::client_hello::md5_hex(&ja3))
+        } else {
+            (String::new(), ja3.to_string())
+        };
+        let ja4 = ja4.unwrap_or_default().to_string();
+        Some(Arc::new(TlsCapture { ja3, ja3_md5, ja4, ..TlsCapture::default() }))
+    }
+
+    fn framing_refusal(&self, fault: FramingFault) -> Refusal {
+        self.gateway.metrics.framing_refused.with_label_values(&[fault.name()]).inc();
+        Refusal::new(
+            RefusalKind::BadRequest,
+            format!("the request's framing is ambiguous or malformed ({})", fault.name()),
+        )
+    }
+
+    fn body_refusal(&self, received: &Received, error: &BodyError) -> Refusal {
+        let limits = &self.gateway.config.limits;
+        let (label, kind, message) = match error {
+            BodyError::TooLarge => (
+                "body_too_large",
+                RefusalKind::BodyTooLarge,
+                format!("request body larger than {} bytes", limits.body_bytes_max),
+            ),
+            BodyError::UnsupportedEncoding => (
+                "content_encoding",
+                RefusalKind::UnsupportedEncoding,
+                "content-encoding must be one of gzip, deflate, br, zstd or identity".to_owned(),
+            ),
+            BodyError::Undecodable => (
+                "content_encoding",
+                RefusalKind::BadRequest,
+                "the body is not what its content-encoding says".to_owned(),
+            ),
+            BodyError::Framing(fault) => return self.framing_refusal(*fault),
+            BodyError::TimedOut => (
+                "body_timeout",
+                RefusalKind::RequestTimeout,
+                "the body did not arrive in time".to_owned(),
+            ),
+            BodyError::Gone(reason) => {
+                debug!(id = received.id, reason, "request body not read");
+                ("body_incomplete", RefusalKind::BadRequest, "the body is incomplete".to_owned())
+            }
+        };
+        self.gateway.refused(label);
+        received.refusal(kind, message)
+    }
+
+    /// Answers a refusal in the provider's own shape.
+    async fn refuse(
+        &self,
+        session: &mut ServerSession,
+        refusal: &Refusal,
+        format: Format,
+        expects_continue: bool,
+    ) -> u16 {
+        let rendered = refusal.render(format);
+        // A client that waits for a 100 sends no body unless it is asked to.
+        if !expects_continue && session.response_written().is_none() {
+            body::drain(session, &self.gateway.config.limits).await;
+        }
+        let status = rendered.status;
+        match write_refusal(session, rendered).await {
+            Ok(()) => status,
+            Err(error) => {
+                debug!(peer = %self.connection.peer, %error, "refusal not delivered");
+                0
+            }
+        }
+    }
+
+    fn observe(&self, received: Received, progress: Progress, answer: Answer) {
+        let observation = Observation {
+            id: received.id,
+            at_ms: received.at_ms,
+            account: progress.account,
+            organisation: progress.organisation,
+            ip: self.connection.client_ip(),
+            route: received.route,
+            tls: received.tls,
+            http: received.http,
+            format: received.format,
+            conversation: progress.conversation,
+            answer,
+        };
+        self.gateway.observed(observation);
+    }
+}
+
+#[async_trait]
+impl HttpServerApp for ConnectionApp {
+    async fn process_new_http(
+        self: &Arc<Self>,
+        mut session: ServerSession,
+        shutdown: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
+        let limits = &self.gateway.config.limits;
+        let mut received = match self.receive(&mut session, shutdown).await {
+            Ok(received) => received,
+            Err(None) => return None,
+            Err(Some(refusal)) => {
+                // What cannot be read safely ends the connection.
+                session.set_keepalive(None);
+                self.refuse(&mut session, &refusal, Format::Unknown, false).await;
+                let _ = session.finish().await;
+                return None;
+            }
+        };
+        let _in_flight = InFlight::begin(&self.gateway.metrics.exchanges_in_flight);
+        session.set_write_timeout(Some(limits.write_timeout));
+        session.set_read_timeout(Some(limits.body_idle_timeout));
+        session.set_total_drain_timeout(Some(limits.drain_timeout));
+        if *shutdown.borrow() {
+            session.set_keepalive(None);
+        } else {
+            session.set_keepalive(Some(limits.idle_timeout.as_secs().max(1)));
+        }
+        let mut progress = Progress::default();
+        let served = self.serve(&mut session, &mut received, &mut progress).await;
+        let reusable = matches!(served, Ok(Served::Answered(_)) | Err(_));
+        let answer = match served {
+            Ok(Served::Answered(answer) | Served::Broken(answer)) => answer,
+            Err(mut refusal) => {
+                refusal.request_id.clone_from(&received.request_id);
+                let expects = received.expects_continue;
+                let status = self.refuse(&mut session, &refusal, received.format, expects).await;
+                Answer {
+                    status,
+                    complete: true,
+                    duration_ms: relay::millis(received.started.elapsed()),
+                    ..Answer::default()
+                }
+            }
+        };
+        self.observe(received, progress, answer);
+        if !reusable {
+            // Dropped without its proper end, so that the client sees that it is cut off.
+            return None;
+        }
+        let settings = HttpPersistentSettings::for_session(&session);
+        let stream = session.finish().await.ok().flatten()?;
+        Some(ReusedHttpStream::from_reusable_stream(stream, settings))
+    }
+
+    fn h2_options(&self) -> Option<H2Options> {
+        let limits = &self.gateway.config.limits;
+        let mut options = default_h2_options();
+        options.max_concurrent_streams(limits.h2_streams_max);
+        // The tap's marker is one more field than the client sent.
+        let marker = 256;
+        let bytes = u32::try_from(limits.header_bytes_max).unwrap_or(u32::MAX);
+        options.max_header_list_size(bytes.saturating_add(marker));
+        options.initial_window_size(1 << 20);
+        options.initial_connection_window_size(4 << 20);
+        Some(options)
+    }
+
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        Some(&self.options)
+    }
+}
+
+impl Received {
+    fn refusal(&self, kind: RefusalKind, message: impl Into<String>) -> Refusal {
+        let mut refusal = Refusal::new(kind, message);
+        refusal.request_id.clone_from(&self.request_id);
+        refusal
+    }
+}
+
+async fn write_refusal(
+    session: &mut ServerSession,
+    rendered: wire::Rendered,
+) -> pingora_error::Result<()> {
+    let mut head = ResponseHeader::build(rendered.status, Some(rendered.headers.len() + 1))?;
+    for (name, value) in rendered.headers {
+        head.insert_header(name, value)?;
+    }
+    head.insert_header(header::CONTENT_LENGTH, rendered.body.len())?;
+    let body = Bytes::from(rendered.body);
+    if let ServerSession::H2(h2) = session {
+        h2.write_response_header(Box::new(head), body.is_empty())?;
+        return if body.is_empty() { Ok(()) } else { h2.write_body(body, true).await };
+    }
+    session.write_response_header(Box::new(head)).await?;
+    session.write_response_body(body, true).await
+}
+
+/// Held while an exchange runs.
+struct InFlight<'a>(&'a IntGauge);
+
+impl<'a> InFlight<'a> {
+    fn begin(gauge: &'a IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Whether a failed attempt may be repeated: always when the upstream says that it processed
+/// nothing (a refused HTTP/2 stream, a graceful GOAWAY), and after a connection that was used
+/// before turned out dead only if repeating does no harm (RFC 9110, section 9.2.2).
+fn may_retry(session: &ServerSession, failure: &Failure, reused: bool) -> bool {
+    if failure.body_consumed {
+        return false;
+    }
+    let head = session.req_header();
+    let repeatable = head.method.is_idempotent() || head.headers.contains_key("idempotency-key");
+    match failure.error.retry {
+        pingora_error::RetryType::Decided(retry) => retry,
+        pingora_error::RetryType::ReusedOnly => reused && repeatable,
+    }
+}
+
+fn failure_outcome(error: &ErrorType) -> &'static str {
+    match error {
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout => "timeout",
+        ErrorType::InvalidHTTPHeader | ErrorType::InvalidH2 => "invalid_response",
+        _ => "reset",
+    }
+}
+
+fn upstream_refusal(received: &Received, error: &ErrorType) -> Refusal {
+    match error {
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout | ErrorType::ConnectTimedout => {
+            received.refusal(RefusalKind::UpstreamTimeout, "the model did not answer in time")
+        }
+        _ => received.refusal(
+            RefusalKind::UpstreamUnavailable { retry_after: None },
+            "the model is not reachable at the moment",
+        ),
+    }
+}
+
+fn unix_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, relay::millis)
+}

@@ -1,0 +1,217 @@
+//! Request bodies: read once within bounds, decoded for inspection, replayed byte for byte.
+
+use std::io::Read;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use pingora_core::protocols::http::ServerSession;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::framing::FramingFault;
+use crate::limits::Limits;
+
+/// Why a body could not be read.
+#[derive(Debug)]
+pub enum BodyError {
+    /// Larger than the limit.
+    TooLarge,
+    /// A content-coding that is not understood, or more than one.
+    UnsupportedEncoding,
+    /// Not what its content-coding says.
+    Undecodable,
+    /// Ill-formed chunks.
+    Framing(FramingFault),
+    /// The client stopped sending.
+    TimedOut,
+    /// The client went away.
+    Gone(String),
+}
+
+/// Reads a whole body.
+///
+/// # Errors
+/// See [`BodyError`]; nothing of the request has reached the upstream then.
+pub async fn read_whole(
+    session: &mut ServerSession,
+    declared: Option<u64>,
+    limits: &Limits,
+) -> Result<Bytes, BodyError> {
+    let max = limits.body_bytes_max;
+    if declared.is_some_and(|length| length > max as u64) {
+        return Err(BodyError::TooLarge);
+    }
+    let deadline = Instant::now() + limits.body_timeout;
+    let Some(first) = read_piece(session, limits, deadline).await? else {
+        return Ok(Bytes::new());
+    };
+    // Most prompts arrive in one piece: it is used as it is.
+    if session.is_body_done() {
+        return if first.len() > max { Err(BodyError::TooLarge) } else { Ok(first) };
+    }
+    // What a client declares it need not send: room is made as bytes come.
+    let expected = declared.map_or(0, |length| length as usize).min(1 << 20);
+    let mut body = BytesMut::with_capacity(expected.max(first.len() * 2));
+    body.extend_from_slice(&first);
+    while let Some(piece) = read_piece(session, limits, deadline).await? {
+        if body.len() + piece.len() > max {
+            return Err(BodyError::TooLarge);
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(body.freeze())
+}
+
+async fn read_piece(
+    session: &mut ServerSession,
+    limits: &Limits,
+    deadline: Instant,
+) -> Result<Option<Bytes>, BodyError> {
+    if session.is_body_done() {
+        return Ok(None);
+    }
+    let until = deadline.min(Instant::now() + limits.body_idle_timeout);
+    match timeout_at(until, session.read_request_body()).await {
+        Err(_) => Err(BodyError::TimedOut),
+        Ok(Ok(piece)) => Ok(piece),
+        Ok(Err(error)) => Err(match error.etype() {
+            pingora_error::ErrorType::Custom("InvalidChunk")
+            | pingora_error::ErrorType::CustomCode("InvalidChunk", _) => {
+                BodyError::Framing(FramingFault::Chunks)
+            }
+            pingora_error::ErrorType::ReadTimedout => BodyError::TimedOut,
+            _ => BodyError::Gone(error.to_string()),
+        }),
+    }
+}
+
+/// Reads and drops what is left of a refused request's body, within bounds, so that a client that
+/// only reads after it has written sees the refusal. Returns whether the end was reached.
+pub async fn drain(session: &mut ServerSession, limits: &Limits) -> bool {
+    let drained = async {
+        let mut left = limits.drain_bytes_max;
+        while !session.is_body_done() {
+            match session.read_request_body().await {
+                Ok(Some(piece)) if piece.len() <= left => left -= piece.len(),
+                Ok(None) => return true,
+                Ok(Some(_)) | Err(_) => return false,
+            }
+        }
+        true
+    };
+    timeout(limits.drain_timeout.max(Duration::from_millis(1)), drained).await.unwrap_or(false)
+}
+
+/// Undoes a request's content-coding for inspection.
+///
+/// # Errors
+/// [`BodyError::UnsupportedEncoding`], [`BodyError::Undecodable`], or [`BodyError::TooLarge`] when
+/// the decoded body passes `max` bytes.
+pub fn decoded(body: &Bytes, encoding: Option<&[u8]>, max: usize) -> Result<Bytes, BodyError> {
+    let encoding = encoding.unwrap_or_default().trim_ascii();
+    let coding = |name: &[u8]| encoding.eq_ignore_ascii_case(name);
+    if encoding.is_empty() || coding(b"identity") {
+        Ok(body.clone())
+    } else if coding(b"gzip") || coding(b"x-gzip") {
+        read_bounded(flate2::read::MultiGzDecoder::new(&body[..]), max)
+    } else if coding(b"deflate") {
+        read_bounded(flate2::read::ZlibDecoder::new(&body[..]), max)
+    } else if coding(b"br") {
+        read_bounded(brotli::Decompressor::new(&body[..], 4096), max)
+    } else if coding(b"zstd") {
+        let mut decoder =
+            zstd::stream::read::Decoder::new(&body[..]).map_err(|_| BodyError::Undecodable)?;
+        // RFC 9659: HTTP content needs windows of at most 8 MB.
+        decoder.window_log_max(23).map_err(|_| BodyError::Undecodable)?;
+        read_bounded(decoder, max)
+    } else {
+        Err(BodyError::UnsupportedEncoding)
+    }
+}
+
+fn read_bounded(decoder: impl Read, max: usize) -> Result<Bytes, BodyError> {
+    let mut out = Vec::new();
+    let bound = max as u64 + 1;
+    decoder.take(bound).read_to_end(&mut out).map_err(|_| BodyError::Undecodable)?;
+    if out.len() > max { Err(BodyError::TooLarge) } else { Ok(out.into()) }
+}
+
+#[doc(hidden)]
+pub fn fuzz_decoded(data: &[u8]) {
+    let Some((coding, body)) = data.split_first() else { return };
+    let codings: [&[u8]; 4] = [b"gzip", b"deflate", b"br", b"zstd"];
+    let coding = codings[usize::from(*coding) % codings.len()];
+    if let Ok(out) = decoded(&Bytes::copy_from_slice(body), Some(coding), 1 << 16) {
+        assert!(out.len() <= 1 << 16);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn encode(coding: &str, body: &[u8]) -> Bytes {
+        match coding {
+            "gzip" => {
+                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), Default::default());
+                encoder.write_all(body).unwrap();
+                encoder.finish().unwrap().into()
+            }
+            "deflate" => {
+                let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), Default::default());
+                encoder.write_all(body).unwrap();
+                encoder.finish().unwrap().into()
+            }
+            "br" => {
+                let mut encoder = brotli::CompressorWriter::new(Vec::new(), 4096, 5, 22);
+                encoder.write_all(body).unwrap();
+                encoder.into_inner().into()
+            }
+            "zstd" => zstd::encode_all(body, 3).unwrap().into(),
+            _ => Bytes::copy_from_slice(body),
+        }
+    }
+
+    #[test]
+    fn codings_are_undone_within_the_bound() {
+        let body = vec![b'a'; 5000];
+        for coding in ["identity", "", "gzip", "deflate", "br", "zstd", "GZIP"] {
+            let encoded = encode(&coding.to_ascii_lowercase(), &body);
+            let out = decoded(&encoded, Some(coding.as_bytes()), 5000).unwrap();
+            assert_eq!(out, body, "{coding}");
+        }
+        for coding in ["gzip", "deflate", "br", "zstd"] {
+            let encoded = encode(coding, &body);
+            assert!(
+                matches!(
+                    decoded(&encoded, Some(coding.as_bytes()), 4999),
+                    Err(BodyError::TooLarge)
+                ),
+                "{coding}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        let body = Bytes::from_static(b"{}");
+        for coding in ["compress", "gzip, br", "aes128gcm"] {
+            let outcome = decoded(&body, Some(coding.as_bytes()), 100);
+            assert!(matches!(outcome, Err(BodyError::UnsupportedEncoding)), "{coding}");
+        }
+        for coding in ["gzip", "deflate", "br", "zstd"] {
+            let outcome = decoded(&body, Some(coding.as_bytes()), 100);
+            assert!(matches!(outcome, Err(BodyError::Undecodable)), "{coding}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_decoders_panic(data in proptest::collection::vec(any::<u8>(), 0..256)) {
+            fuzz_decoded(&data);
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! Requests whose framing two parsers could read differently are refused (RFC 9112, section 11.2).
+//!
+//! Pingora repairs some of them (it drops a Content-Length beside a Transfer-Encoding). Whoever
+//! stands behind or before us may repair them otherwise, so nothing is repaired here: no client
+//! library sends such requests, and the raw head is at hand.
+
+/// Why a request head is refused. The names are metric labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FramingFault {
+    /// The head could not be parsed at all.
+    MalformedHead,
+    /// A line ends without CR LF, or a CR stands alone.
+    BareLineBreak,
+    /// A header line is continued on the next one (obs-fold).
+    Folded,
+    /// White space between field name and colon, or no name.
+    FieldName,
+    /// A control character in a field value.
+    FieldValue,
+    /// Content-Length beside Transfer-Encoding.
+    LengthAndEncoding,
+    /// More than one Content-Length.
+    SeveralLengths,
+    /// A Content-Length that is not a plain number.
+    InvalidLength,
+    /// A Transfer-Encoding other than `chunked` alone.
+    TransferEncoding,
+    /// No Host, or more than one.
+    Host,
+    /// An upgrade that would let another protocol through unseen (h2c over TLS).
+    Upgrade,
+    /// A chunked body that is not well formed.
+    Chunks,
+    /// HTTP/2: a pseudo-header out of place, unknown, missing or sent twice, or a field that
+    /// HTTP/2 forbids.
+    Http2Fields,
+}
+
+impl FramingFault {
+    /// Label for metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MalformedHead => "malformed_head",
+            Self::BareLineBreak => "bare_line_break",
+            Self::Folded => "obs_fold",
+            Self::FieldName => "field_name",
+            Self::FieldValue => "field_value",
+            Self::LengthAndEncoding => "length_and_encoding",
+            Self::SeveralLengths => "several_lengths",
+            Self::InvalidLength => "invalid_length",
+            Self::TransferEncoding => "transfer_encoding",
+            Self::Host => "host",
+            Self::Upgrade => "upgrade",
+            Self::Chunks => "chunks",
+            Self::Http2Fields => "http2_fields",
+        }
+    }
+}
+
+/// One field line of an HTTP/1 head, as sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FieldLine<'a> {
+    /// Name in the client's case.
+    pub name: &'a [u8],
+    /// Value without surrounding white space.
+    pub value: &'a [u8],
+}
+
+/// Reads the field lines of a raw HTTP/1 request head and refuses ambiguous ones.
+///
+/// `over_tls` tells whether an upgrade to h2c can be meant honestly (RFC 9113, section 3.1: it
+/// cannot over TLS).
+///
+/// # Errors
+/// The first fault found.
+pub fn read_http1(raw: &[u8], over_tls: bool) -> Result<Vec<FieldLine<'_>>, FramingFault> {
+    let mut lines = lines(raw);
+    let request_line = lines.next().ok_or(FramingFault::MalformedHead)??;
+    let http10 = request_line.ends_with(b"HTTP/1.0");
+    let mut fields = Vec::with_capacity(16);
+    for line in lines {
+        let line = line?;
+        if line.is_empty() {
+            break;
+        }
+        fields.push(field(line)?);
+    }
+    check(&fields, http10, over_tls)?;
+    Ok(fields)
+}
+
+fn check(fields: &[FieldLine<'_>], http10: bool, over_tls: bool) -> Result<(), FramingFault> {
+    let (mut lengths, mut encodings, mut hosts) = (0, 0, 0);
+    for field in fields {
+        match field.name.len() {
+            14 if field.name.eq_ignore_ascii_case(b"content-length") => {
+                lengths += 1;
+                let plain = !field.value.is_empty()
+                    && field.value.len() <= 19
+                    && field.value.iter().all(u8::is_ascii_digit);
+                if !plain {
+                    return Err(if field.value.contains(&b',') {
+                        FramingFault::SeveralLengths
+                    } else {
+                        FramingFault::InvalidLength
+                    });
+                }
+            }
+            17 if field.name.eq_ignore_ascii_case(b"transfer-encoding") => {
+                encodings += 1;
+                if http10 || !field.value.eq_ignore_ascii_case(b"chunked") {
+                    return Err(FramingFault::TransferEncoding);
+                }
+            }
+            4 if field.name.eq_ignore_ascii_case(b"host") => hosts += 1,
+            7 if field.name.eq_ignore_ascii_case(b"upgrade") => {
+                let websocket = field.value.eq_ignore_ascii_case(b"websocket");
+                if over_tls && !websocket {
+                    return Err(FramingFault::Upgrade);
+                }
+            }
+            _ => {}
+        }
+    }
+    match (lengths, encodings) {
+        (1.., 1..) => Err(FramingFault::LengthAndEncoding),
+        (2.., _) => Err(FramingFault::SeveralLengths),
+        (_, 2..) => Err(FramingFault::TransferEncoding),
+        _ if hosts > 1 || (hosts == 0 && !http10) => Err(FramingFault::Host),
+        _ => Ok(()),
+    }
+}
+
+/// Splits at CR LF; a CR or LF anywhere else is a fault.
+fn lines(raw: &[u8]) -> impl Iterator<Item = Result<&[u8], FramingFault>> {
+    let mut rest = raw;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let end = rest.iter().position(|b| matches!(b, b'\r' | b'\n'));
+        Some(match end {
+            Some(end) if rest[end..].starts_with(b"\r\n") => {
+                let line = &rest[..end];
+                rest = &rest[end + 2..];
+                Ok(line)
+            }
+            _ => {
+                rest = &[];
+                Err(FramingFault::BareLineBreak)
+            }
+        })
+    })
+}
+
+fn field(line: &[u8]) -> Result<FieldLine<'_>, FramingFault> {
+    if matches!(line[0], b' ' | b'\t') {
+        return Err(FramingFault::Folded);
+    }
+    let colon = line.iter().position(|b| *b == b':').ok_or(FramingFault::FieldName)?;
+    let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+    if name.is_empty() || !name.iter().all(|b| is_token_byte(*b)) {
+        return Err(FramingFault::FieldName);
+    }
+    if value.iter().any(|b| (*b < 0x20 && *b != b'\t') || *b == 0x7f) {
+        return Err(FramingFault::FieldValue);
+    }
+    Ok(FieldLine { name, value })
+}
+
+/// RFC 9110, section 5.6.2.
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+#[doc(hidden)]
+pub fn fuzz_http1(data: &[u8]) {
+    if let Ok(fields) = read_http1(data, true) {
+        assert!(fields.iter().map(|f| f.name.len() + f.value.len()).sum::<usize>() <= data.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn fault_of(fields: &str) -> Option<FramingFault> {
+        let raw = format!("POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+        read_http1(raw.as_bytes(), true).err()
+    }
+
+    #[test]
+    fn ambiguous_heads_are_refused() {
+        use FramingFault::*;
+        let cases: &[(&str, Option<FramingFault>)] = &[
+            ("Content-Length: 5\r\n", None),
+            ("content-length:5\r\n", None),
+            ("Transfer-Encoding: chunked\r\n", None),
+            ("Upgrade: websocket\r\nConnection: Upgrade\r\n", None),
+            ("X-Tab: a\tb\r\n", None),
+            ("X-Latin: \u{e9}\r\n", None),
+            ("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", Some(LengthAndEncoding)),
+            ("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", Some(LengthAndEncoding)),
+            ("Content-Length: 5\r\nContent-Length: 5\r\n", Some(SeveralLengths)),
+            ("Content-Length: 5, 5\r\n", Some(SeveralLengths)),
+            ("Content-Length: +5\r\n", Some(InvalidLength)),
+            ("Content-Length: 0x5\r\n", Some(InvalidLength)),
+            ("Content-Length:\r\n", Some(InvalidLength)),
+            ("Content-Length: 99999999999999999999\r\n", Some(InvalidLength)),
+            ("Transfer-Encoding: gzip, chunked\r\n", Some(TransferEncoding)),
+            ("Transfer-Encoding: identity\r\n", Some(TransferEncoding)),
+            ("Transfer-Encoding: xchunked\r\n", Some(TransferEncoding)),
+            (
+                "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+                Some(TransferEncoding),
+            ),
+            ("Transfer-Encoding : chunked\r\n", Some(FieldName)),
+            (" Transfer-Encoding: chunked\r\n", Some(Folded)),
+            ("X-A: b\r\n continued\r\n", Some(Folded)),
+            ("X-A: b\nX-B: c\r\n", Some(BareLineBreak)),
+            ("X-A: b\rX-B: c\r\n", Some(BareLineBreak)),
+            ("X-A: b\0c\r\n", Some(FieldValue)),
+            ("X A: b\r\n", Some(FieldName)),
+            (": b\r\n", Some(FieldName)),
+            ("nonsense\r\n", Some(FieldName)),
+            ("Host: b\r\n", Some(Host)),
+            ("Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n", Some(Upgrade)),
+            ("Upgrade: websocket, h2c\r\n", Some(Upgrade)),
+        ];
+        for (fields, wanted) in cases {
+            assert_eq!(fault_of(fields), *wanted, "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn http10_needs_no_host_and_has_no_transfer_encoding() {
+        assert!(read_http1(b"GET / HTTP/1.0\r\n\r\n", false).is_ok());
+        assert_eq!(read_http1(b"GET / HTTP/1.1\r\n\r\n", false), Err(FramingFault::Host));
+        assert_eq!(
+            read_http1(b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", false),
+            Err(FramingFault::TransferEncoding)
+        );
+    }
+
+    #[test]
+    fn plain_text_clients_may_offer_h2c() {
+        let head = b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\n\r\n";
+        assert!(read_http1(head, false).is_ok());
+    }
+
+    #[test]
+    fn fields_keep_order_and_case() {
+        let fields = read_http1(b"GET / HTTP/1.1\r\nhOsT: a\r\nX-b:  c \r\n\r\n", true).unwrap();
+        assert_eq!(fields[0], FieldLine { name: b"hOsT", value: b"a" });
+        assert_eq!(fields[1], FieldLine { name: b"X-b", value: b"c" });
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(data in proptest::collection::vec(any::<u8>(), 0..512)) {
+            fuzz_http1(&data);
+        }
+
+        #[test]
+        fn no_head_like_bytes_make_it_panic(data in "[a-z:\\r\\n \\t,0-9]{0,200}") {
+            fuzz_http1(format!("GET / HTTP/1.1\r\n{data}\r\n\r\n").as_bytes());
+        }
+    }
+}

@@ -1,0 +1,438 @@
+//! The `stillgate` binary as a process of its own: configuration, certificates, start, signals.
+
+use std::fs;
+use std::io::Read;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::{Authority, http1, wait_for};
+
+/// Longest time from start to the first `/readyz` that is 200.
+const READY_MAX: Duration = Duration::from_secs(20);
+/// The admin token of every gateway under test.
+const ADMIN_TOKEN: &str = "test-admin-token-0123456789abcdef0123456789abcdef";
+/// The account key of every gateway under test.
+const ACCOUNT_KEY: &str = "7b1d0e5c9a4f38261fd2b6c8e0a7935441c6d8fb2e907a3c5d1f86b4e2a09c77";
+
+/// A gateway under test; ended when it goes out of scope.
+pub struct Gateway {
+    folder: tempfile::TempDir,
+    authority: Authority,
+    process: Process,
+    tls: SocketAddr,
+    plain: SocketAddr,
+    admin: SocketAddr,
+}
+
+/// A gateway to be started.
+pub struct GatewayBuilder {
+    upstreams: Vec<String>,
+    routes: Vec<String>,
+    limits: Vec<String>,
+    server: Vec<String>,
+    log_level: String,
+    record: bool,
+}
+
+impl Gateway {
+    /// A gateway in front of one provider.
+    #[must_use]
+    pub fn in_front_of(provider: SocketAddr) -> GatewayBuilder {
+        Self::builder().upstream("main", &[provider], "")
+    }
+
+    /// A gateway without upstreams yet.
+    #[must_use]
+    pub fn builder() -> GatewayBuilder {
+        GatewayBuilder {
+            upstreams: Vec::new(),
+            routes: Vec::new(),
+            limits: Vec::new(),
+            server: Vec::new(),
+            log_level: "info".to_owned(),
+            record: false,
+        }
+    }
+
+    /// Address of the TLS listener.
+    #[must_use]
+    pub fn tls_address(&self) -> SocketAddr {
+        self.tls
+    }
+
+    /// Address of the plain-text listener.
+    #[must_use]
+    pub fn plain_address(&self) -> SocketAddr {
+        self.plain
+    }
+
+    /// Base URL of the TLS listener, without a slash at the end.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("https://localhost:{}", self.tls.port())
+    }
+
+    /// The authority that signed its certificate.
+    #[must_use]
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// File with the authority's certificate.
+    #[must_use]
+    pub fn ca_file(&self) -> PathBuf {
+        self.folder.path().join("ca.pem")
+    }
+
+    /// The folder with its configuration, certificates and trace.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What it has written to its standard error.
+    #[must_use]
+    pub fn stderr(&self) -> String {
+        self.process.stderr()
+    }
+
+    /// Asks the admin endpoint, with the token.
+    #[must_use]
+    pub fn admin(&self, path: &str) -> http1::Response {
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nhost: admin\r\nauthorization: Bearer {ADMIN_TOKEN}\r\n\
+             connection: close\r\n\r\n"
+        );
+        http1::plain(self.admin, request.as_bytes())
+    }
+
+    /// The latest exchanges, newest first.
+    ///
+    /// # Panics
+    /// If the admin endpoint does not answer with a list.
+    #[must_use]
+    pub fn exchanges(&self, limit: usize) -> Vec<Value> {
+        let response = self.admin(&format!("/v1/exchanges?limit={limit}"));
+        assert_eq!(response.status, 200, "{}", response.text());
+        let body = response.json();
+        let list = body.as_array().or_else(|| body["exchanges"].as_array());
+        list.unwrap_or_else(|| panic!("no list of exchanges in {body}")).clone()
+    }
+
+    /// Waits for the exchange whose path contains `part`; it is recorded after its answer ended.
+    #[must_use]
+    pub fn exchange(&self, part: &str) -> Value {
+        let what = format!("exchange with {part} in its path");
+        wait_for(&what, Duration::from_secs(5), || {
+            self.exchanges(1000).into_iter().find(|exchange| {
+                exchange["http"]["path"].as_str().is_some_and(|path| path.contains(part))
+            })
+        })
+    }
+
+    /// The sum of a metric over all its labels; 0 if it is not there. `name` may carry a label
+    /// such as `stillgate_requests_total{format="grpc"`: what starts like that is added up.
+    #[must_use]
+    pub fn metric(&self, name: &str) -> f64 {
+        let response = self.admin("/metrics");
+        assert_eq!(response.status, 200, "{}", response.text());
+        let text = response.text();
+        let lines = text.lines().filter(|line| {
+            let rest = line.strip_prefix(name);
+            rest.is_some_and(|rest| name.contains('{') || rest.starts_with([' ', '{']))
+        });
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// Waits for its end and gives its status, or `None` if it still runs after `limit`.
+    pub fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
+        self.process.wait(limit)
+    }
+
+    /// Starts a further process on the same configuration with `--upgrade`, hands the old one its
+    /// SIGQUIT, and makes the new one this gateway. The old process is given back.
+    ///
+    /// # Panics
+    /// If the new process does not start.
+    #[must_use]
+    pub fn upgrade(&mut self) -> OldProcess {
+        let config = self.folder.path().join("stillgate.toml");
+        let fresh = Process::start(&config, &["--upgrade"]);
+        // The new process waits for the listeners; the old one sends them on SIGQUIT.
+        std::thread::sleep(Duration::from_millis(500));
+        self.process.signal(Signal::QUIT);
+        OldProcess(std::mem::replace(&mut self.process, fresh))
+    }
+
+    /// Whether `/readyz` says yes.
+    #[must_use]
+    pub fn ready(&self) -> bool {
+        is_ready(self.admin)
+    }
+
+    /// Replaces the certificate by a fresh one of the same authority.
+    #[must_use]
+    pub fn replace_certificate(&self, common_name: &str) -> crate::Identity {
+        let identity = self.authority.sign(common_name);
+        write_identity(self.folder.path(), &identity);
+        identity
+    }
+}
+
+/// A process that was replaced by an upgrade.
+pub struct OldProcess(Process);
+
+impl OldProcess {
+    /// Waits for its end and gives its status, or `None` if it still runs after `limit`.
+    pub fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
+        self.0.wait(limit)
+    }
+
+    /// What it has written to its standard error.
+    #[must_use]
+    pub fn stderr(&self) -> String {
+        self.0.stderr()
+    }
+}
+
+impl GatewayBuilder {
+    /// Adds an upstream with a route to it at `/`, or at `/NAME` for all but the first.
+    /// `settings` are further lines of its table.
+    #[must_use]
+    pub fn upstream(mut self, name: &str, addresses: &[SocketAddr], settings: &str) -> Self {
+        let path = if self.routes.is_empty() { "/".to_owned() } else { format!("/{name}") };
+        let addresses: Vec<String> = addresses.iter().map(|a| format!("\"{a}\"")).collect();
+        let addresses = addresses.join(", ");
+        self.upstreams.push(format!("[upstream.{name}]\naddresses = [{addresses}]\n{settings}\n"));
+        self.routes.push(format!(
+            "[[route]]\nname = \"{name}\"\npath = \"{path}\"\nupstream = \"{name}\"\n"
+        ));
+        self
+    }
+
+    /// Adds a line under `[limits]`.
+    #[must_use]
+    pub fn limit(mut self, line: &str) -> Self {
+        self.limits.push(line.to_owned());
+        self
+    }
+
+    /// Adds a line under `[server]`.
+    #[must_use]
+    pub fn server(mut self, line: &str) -> Self {
+        self.server.push(line.to_owned());
+        self
+    }
+
+    /// Sets the log filter.
+    #[must_use]
+    pub fn log_level(mut self, level: &str) -> Self {
+        level.clone_into(&mut self.log_level);
+        self
+    }
+
+    /// Records a trace to `trace.jsonl` in the gateway's folder.
+    #[must_use]
+    pub fn record(mut self) -> Self {
+        self.record = true;
+        self
+    }
+
+    /// Writes configuration and certificates, starts the process and waits until it is ready.
+    ///
+    /// # Panics
+    /// If it does not become ready.
+    #[must_use]
+    pub fn start(self) -> Gateway {
+        // A port may be taken between the search for it and the start, so there is a second try.
+        for _ in 0..2 {
+            if let Some(gateway) = self.try_start() {
+                return gateway;
+            }
+        }
+        panic!("the gateway found its ports taken twice");
+    }
+
+    fn try_start(&self) -> Option<Gateway> {
+        let folder = tempfile::tempdir().expect("a folder for the gateway");
+        let authority = Authority::new();
+        fs::write(folder.path().join("ca.pem"), authority.pem()).expect("a written file");
+        write_identity(folder.path(), &authority.sign("first"));
+        let [tls, plain, admin] = [free_port(), free_port(), free_port()]
+            .map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let config = folder.path().join("stillgate.toml");
+        fs::write(&config, self.toml(folder.path(), tls, plain, admin)).expect("a written file");
+        write_secret(&folder.path().join("account.key"), ACCOUNT_KEY);
+        write_secret(&folder.path().join("admin.token"), ADMIN_TOKEN);
+        let mut process = Process::start(&config, &[]);
+        let end = Instant::now() + READY_MAX;
+        while !is_ready(admin) {
+            if let Some(status) = process.wait(Duration::ZERO) {
+                let stderr = process.stderr();
+                if stderr.contains("in use") {
+                    return None;
+                }
+                panic!("the gateway ended with {status}:\n{stderr}");
+            }
+            assert!(Instant::now() < end, "the gateway is not ready:\n{}", process.stderr());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Some(Gateway { folder, authority, process, tls, plain, admin })
+    }
+
+    fn toml(&self, folder: &Path, tls: SocketAddr, plain: SocketAddr, admin: SocketAddr) -> String {
+        let record = if self.record { "record = \"trace.jsonl\"\n" } else { "" };
+        let (upstreams, routes) = (self.upstreams.concat(), self.routes.concat());
+        let (limits, server) = (self.limits.join("\n"), self.server.join("\n"));
+        let upgrade_socket = folder.join("upgrade.sock");
+        let (upgrade_socket, level) = (upgrade_socket.display(), &self.log_level);
+        format!(
+            "{record}\
+             [[listener]]\naddress = \"{tls}\"\n\
+             certificates = [{{ chain = \"chain.pem\", key = \"key.pem\" }}]\n\
+             [[listener]]\naddress = \"{plain}\"\n\
+             {routes}{upstreams}\
+             [identity]\nkey_file = \"account.key\"\n\
+             [admin]\naddress = \"{admin}\"\ntoken_file = \"admin.token\"\n\
+             [limits]\n{limits}\n\
+             [server]\nthreads = 2\nupgrade_socket = \"{upgrade_socket}\"\n{server}\n\
+             [log]\nlevel = \"{level}\"\nformat = \"text\"\n"
+        )
+    }
+}
+
+/// A loopback port that nobody listens on, below the range that the kernel gives to clients.
+///
+/// # Panics
+/// If there is none.
+#[must_use]
+pub fn free_port() -> u16 {
+    const FIRST: u16 = 18_000;
+    const COUNT: u16 = 14_000;
+    static STEP: AtomicU16 = AtomicU16::new(0);
+    // Processes that run at the same time start at different places.
+    let seed = std::process::id().wrapping_mul(2_654_435_761) >> 16;
+    let seed = u16::try_from(seed % u32::from(COUNT)).expect("below 14,000");
+    for _ in 0..COUNT {
+        let step = STEP.fetch_add(1, Ordering::Relaxed) % COUNT;
+        let port = FIRST + (seed + step) % COUNT;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port on loopback");
+}
+
+struct Process {
+    child: Child,
+    stderr: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Process {
+    fn start(config: &Path, arguments: &[&str]) -> Self {
+        let mut child = Command::new(binary())
+            .arg("run")
+            .arg("--config")
+            .arg(config)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the stillgate binary starts");
+        let stderr = Arc::new(Mutex::new(Vec::new()));
+        let (kept, mut pipe) = (stderr.clone(), child.stderr.take().expect("a pipe"));
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(length @ 1..) = pipe.read(&mut buffer) {
+                kept.lock().expect("not poisoned").extend_from_slice(&buffer[..length]);
+            }
+        });
+        Self { child, stderr }
+    }
+
+    fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.stderr.lock().expect("not poisoned")).into_owned()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("a running process");
+    }
+
+    fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                return Some(status);
+            }
+            if Instant::now() >= end {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("the end of the gateway's standard error:\n{}", last_lines(&self.stderr()));
+        }
+    }
+}
+
+/// Enough of a log to see what happened.
+fn last_lines(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    let last = lines.iter().skip(lines.len().saturating_sub(30));
+    last.map(|line| line.chars().take(400).chain(['\n']).collect::<String>()).collect()
+}
+
+/// The binary: `STILLGATE_BIN`, or the one beside the folder of the test executable.
+fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("STILLGATE_BIN") {
+        return PathBuf::from(path);
+    }
+    let test = std::env::current_exe().expect("the test's own path");
+    let profile = test.parent().and_then(Path::parent).expect("target/PROFILE/deps/test");
+    let binary = profile.join("stillgate");
+    assert!(binary.is_file(), "{} is not there: cargo build -p stillgate", binary.display());
+    binary
+}
+
+fn is_ready(admin: SocketAddr) -> bool {
+    let Ok(mut stream) = std::net::TcpStream::connect(admin) else { return false };
+    let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
+    let request = b"GET /readyz HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n";
+    http1::exchange(&mut stream, request).status == 200
+}
+
+fn write_identity(folder: &Path, identity: &crate::Identity) {
+    // Written beside and renamed, so that a reader sees an old file or a new one and no half.
+    for (name, pem) in [("key.pem", &identity.key_pem), ("chain.pem", &identity.chain_pem)] {
+        let fresh = folder.join(format!("{name}.new"));
+        write_secret(&fresh, pem);
+        fs::rename(&fresh, folder.join(name)).expect("a renamed file");
+    }
+}
+
+fn write_secret(path: &Path, secret: &str) {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut options = fs::OpenOptions::new();
+    let file = options.write(true).create(true).truncate(true).mode(0o600).open(path);
+    std::io::Write::write_all(&mut file.expect("a new file"), secret.as_bytes()).expect("written");
+}

@@ -1,0 +1,375 @@
+//! The official SDKs behave in front of the gateway as they do in front of the provider: the text
+//! that their users read is the text in the stream, streamed and not, and errors keep their type.
+
+use harness::clients::{KEY, Server, Target, drive};
+use harness::{Gateway, Provider, streams};
+use serde_json::{Value, json};
+
+/// A driver and the streams that its SDK understands.
+struct Sdk {
+    driver: &'static str,
+    /// Folders of streams, and the kind that the driver is told.
+    folders: &'static [(&'static str, &'static str)],
+    /// Recorded streams that this SDK itself cannot read or reads differently, with the reason.
+    left_out: &'static [(&'static str, &'static str)],
+    /// Whether reasoning and tools are compared too.
+    text_only: bool,
+}
+
+const CHAT: &[(&str, &str)] = &[
+    ("openai-chat", "openai-chat"),
+    ("openai-responses", "openai-responses"),
+    ("openai-completions", "openai-completions"),
+    ("azure", "openai-chat"),
+    ("groq", "openai-chat"),
+    ("deepseek", "openai-chat"),
+    ("openrouter", "openai-chat"),
+];
+const ERROR_INSIDE: (&str, &str) = ("own/openai-chat/error-inside.sse", "raises, tested apart");
+const OVERLOADED: (&str, &str) = ("own/anthropic/overloaded.sse", "raises, tested apart");
+
+const SDKS: &[Sdk] = &[
+    Sdk { driver: "openai_sdk.py", folders: CHAT, left_out: &[ERROR_INSIDE], text_only: false },
+    Sdk { driver: "openai_sdk.mjs", folders: CHAT, left_out: &[ERROR_INSIDE], text_only: false },
+    Sdk {
+        driver: "anthropic_sdk.py",
+        folders: &[("anthropic", "anthropic")],
+        left_out: &[OVERLOADED],
+        text_only: false,
+    },
+    Sdk {
+        driver: "anthropic_sdk.mjs",
+        folders: &[("anthropic", "anthropic")],
+        left_out: &[OVERLOADED],
+        text_only: false,
+    },
+    Sdk {
+        driver: "genai_sdk.py",
+        folders: &[("gemini", "gemini")],
+        left_out: &[("own/gemini/text-array.json", "the SDK always asks for SSE")],
+        text_only: false,
+    },
+    Sdk {
+        driver: "mistral_sdk.py",
+        folders: &[("mistral", "mistral")],
+        left_out: &[],
+        text_only: false,
+    },
+    Sdk {
+        driver: "litellm_sdk.py",
+        folders: &[
+            ("openai-chat", "openai-chat"),
+            ("anthropic", "anthropic"),
+            ("gemini", "gemini"),
+            ("mistral", "mistral"),
+            ("deepseek", "deepseek"),
+        ],
+        left_out: &[
+            ERROR_INSIDE,
+            OVERLOADED,
+            ("own/gemini/text-array.json", "LiteLLM always asks for SSE"),
+        ],
+        text_only: true,
+    },
+];
+
+#[test]
+fn openai_python() {
+    reads_what_the_stream_says("openai_sdk.py");
+}
+
+#[test]
+fn openai_node() {
+    reads_what_the_stream_says("openai_sdk.mjs");
+}
+
+#[test]
+fn anthropic_python() {
+    reads_what_the_stream_says("anthropic_sdk.py");
+}
+
+#[test]
+fn anthropic_node() {
+    reads_what_the_stream_says("anthropic_sdk.mjs");
+}
+
+#[test]
+fn google_genai_python() {
+    reads_what_the_stream_says("genai_sdk.py");
+}
+
+#[test]
+fn mistral_python() {
+    reads_what_the_stream_says("mistral_sdk.py");
+}
+
+#[test]
+fn litellm_python() {
+    reads_what_the_stream_says("litellm_sdk.py");
+}
+
+/// Runs an SDK over every stream that it understands, each with another cut of its bytes.
+fn reads_what_the_stream_says(driver: &str) {
+    let sdk = SDKS.iter().find(|sdk| sdk.driver == driver).expect("a row in the table");
+    let provider = Provider::start();
+    let gateway = Gateway::in_front_of(provider.address()).start();
+    let patterns = ["events", "odd", "whole"];
+    let scenarios: Vec<Value> = streams::all()
+        .iter()
+        .filter(|name| !sdk.left_out.iter().any(|(left_out, _)| left_out == name))
+        .filter_map(|name| Some((name, kind_of(sdk, name)?)))
+        .zip(patterns.iter().cycle())
+        .map(|((name, kind), pattern)| {
+            json!({
+                "name": name,
+                "kind": kind,
+                "stream": name.ends_with(".sse"),
+                "provider": format!("stream={name};chunks={pattern}"),
+            })
+        })
+        .collect();
+    assert!(scenarios.len() >= 2, "{driver} has too few streams");
+    let Some(seen) = drive(driver, &Target::from(&gateway), &scenarios) else { return };
+    let mut wrong = Vec::new();
+    for seen in &seen {
+        let name = seen["name"].as_str().expect("a name");
+        let said = streams::said(name);
+        let same = seen["text"] == said.text
+            && (sdk.text_only
+                || (seen["reasoning"] == said.reasoning && seen["tools"] == json!(said.tools)));
+        if !same {
+            wrong.push(format!("{name}: {seen}\nbut the stream says {said:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), seen.len(), wrong.join("\n\n"));
+    assert_eq!(provider.received().len(), scenarios.len(), "one request for each scenario");
+    for request in provider.received() {
+        let credentials = ["authorization", "x-api-key", "x-goog-api-key"];
+        let sent = credentials.iter().any(|name| {
+            request.header(name).is_some_and(|value| value.trim_start_matches("Bearer ") == KEY)
+        });
+        assert!(sent, "the provider got no credential: {:?}", request.headers);
+    }
+}
+
+fn kind_of(sdk: &Sdk, name: &str) -> Option<&'static str> {
+    let folder = name.split('/').nth(1)?;
+    sdk.folders.iter().find(|(of, _)| *of == folder).map(|(_, kind)| *kind)
+}
+
+/// An error of the provider, before the stream or inside it, is the same error to the user.
+#[test]
+fn errors_keep_their_type() {
+    const CASES: &[(&str, &str, bool, &str, &str, Option<u64>)] = &[
+        (
+            "openai_sdk.py",
+            "openai-chat",
+            true,
+            "status=429;stream=own/errors/openai-429.json",
+            "RateLimitError",
+            Some(429),
+        ),
+        (
+            "openai_sdk.py",
+            "openai-chat",
+            true,
+            "stream=own/openai-chat/error-inside.sse",
+            "APIError",
+            None,
+        ),
+        (
+            "openai_sdk.mjs",
+            "openai-chat",
+            false,
+            "status=429;stream=own/errors/openai-429.json",
+            "Error",
+            Some(429),
+        ),
+        (
+            "openai_sdk.mjs",
+            "openai-chat",
+            true,
+            "stream=own/openai-chat/error-inside.sse",
+            "Error",
+            None,
+        ),
+        (
+            "anthropic_sdk.py",
+            "anthropic",
+            true,
+            "status=404;stream=own/errors/anthropic-404.json",
+            "NotFoundError",
+            Some(404),
+        ),
+        (
+            "anthropic_sdk.py",
+            "anthropic",
+            true,
+            "stream=own/anthropic/overloaded.sse",
+            "APIStatusError",
+            None,
+        ),
+        (
+            "anthropic_sdk.mjs",
+            "anthropic",
+            false,
+            "status=404;stream=own/errors/anthropic-404.json",
+            "Error",
+            Some(404),
+        ),
+        (
+            "genai_sdk.py",
+            "gemini",
+            true,
+            "status=400;stream=own/errors/gemini-400.json",
+            "ClientError",
+            Some(400),
+        ),
+    ];
+    let provider = Provider::start();
+    let gateway = Gateway::in_front_of(provider.address()).start();
+    let target = Target::from(&gateway);
+    for (driver, kind, stream, directive, error, status) in CASES {
+        let scenario =
+            json!({"name": directive, "kind": kind, "stream": stream, "provider": directive});
+        let Some(seen) = drive(driver, &target, &[scenario]) else { return };
+        assert_eq!(seen[0]["error"], *error, "{driver} {directive}: {}", seen[0]);
+        if let Some(status) = status {
+            assert_eq!(seen[0]["status"], *status, "{driver} {directive}: {}", seen[0]);
+        }
+    }
+}
+
+/// A stream that breaks off is an error to the user and not a short answer.
+#[test]
+fn a_broken_stream_is_an_error() {
+    const CASES: &[(&str, &str, &str)] = &[
+        ("openai_sdk.py", "openai-chat", "stream=own/openai-chat/text.sse;cut=900"),
+        ("openai_sdk.mjs", "openai-responses", "stream=own/openai-responses/text.sse;cut=4000"),
+        ("anthropic_sdk.py", "anthropic", "stream=own/anthropic/text.sse;cut=900"),
+        ("anthropic_sdk.mjs", "anthropic", "stream=own/anthropic/text.sse;cut=900"),
+        ("genai_sdk.py", "gemini", "stream=own/gemini/text.sse;cut=300"),
+    ];
+    let provider = Provider::start();
+    let gateway = Gateway::in_front_of(provider.address()).start();
+    let target = Target::from(&gateway);
+    for (driver, kind, directive) in CASES {
+        let scenario =
+            json!({"name": directive, "kind": kind, "stream": true, "provider": directive});
+        let Some(seen) = drive(driver, &target, &[scenario]) else { return };
+        assert!(seen[0]["error"].is_string(), "{driver} took a broken stream: {}", seen[0]);
+    }
+}
+
+/// What the gateway read of the SDKs' requests is what they sent.
+#[test]
+fn conversations_are_read() {
+    let provider = Provider::start();
+    let gateway = Gateway::in_front_of(provider.address()).start();
+    let target = Target::from(&gateway);
+    let scenario = |kind: &str, name: &str| json!({"name": name, "kind": kind, "stream": true, "provider": format!("stream={name}")});
+    let cases = [
+        (
+            "openai_sdk.py",
+            "openai-chat",
+            "own/openai-chat/text.sse",
+            "openai_chat",
+            "/chat/completions",
+        ),
+        (
+            "openai_sdk.mjs",
+            "openai-responses",
+            "own/openai-responses/text.sse",
+            "openai_responses",
+            "/responses",
+        ),
+        (
+            "openai_sdk.py",
+            "openai-completions",
+            "own/openai-completions/text.sse",
+            "openai_completions",
+            "/v1/completions",
+        ),
+        (
+            "anthropic_sdk.py",
+            "anthropic",
+            "own/anthropic/text.sse",
+            "anthropic_messages",
+            "/messages",
+        ),
+        (
+            "genai_sdk.py",
+            "gemini",
+            "own/gemini/text.sse",
+            "gemini_generate",
+            ":streamGenerateContent",
+        ),
+    ];
+    let mut accounts = Vec::new();
+    for (driver, kind, stream, format, path) in cases {
+        if drive(driver, &target, &[scenario(kind, stream)]).is_none() {
+            return;
+        }
+        let exchange = gateway.exchange(path);
+        assert_eq!(exchange["format"], format, "{exchange}");
+        let turns = exchange["conversation"]["turns"].as_array().expect("turns");
+        assert_eq!(turns.len(), 1, "{exchange}");
+        assert_eq!(turns[0]["role"], "user", "{exchange}");
+        assert_eq!(turns[0]["text"]["words"], 8, "the question has eight words: {exchange}");
+        assert_eq!(exchange["conversation"]["sampling"]["stream"], true, "{exchange}");
+        let answer = &exchange["answer"];
+        let chars = streams::said(stream).text.chars().count();
+        assert_eq!(answer["text_chars"], chars, "{exchange}");
+        assert_eq!(answer["finish"], "stop", "{exchange}");
+        assert_eq!(answer["complete"], true, "{exchange}");
+        assert_eq!(answer["bytes"], streams::read(stream).expect("a stream").len(), "{exchange}");
+        accounts.push(exchange["account"].as_str().expect("an account").to_owned());
+    }
+    assert!(accounts[0].starts_with("acct-"), "{accounts:?}");
+    accounts.dedup();
+    assert_eq!(accounts.len(), 1, "one key is one account in every format: {accounts:?}");
+}
+
+/// gRPC over TLS in front, plain-text HTTP/2 behind: messages, order, status and trailers arrive.
+#[test]
+fn grpc() {
+    let Some(server) = Server::start("grpc_server.py") else { return };
+    let gateway =
+        Gateway::builder().upstream("grpc", &[server.address()], "protocol = \"h2\"").start();
+    let scenarios = [
+        json!({"name": "small", "call": "echo", "size": 10}),
+        json!({"name": "empty", "call": "echo", "size": 0}),
+        json!({"name": "large", "call": "echo", "size": 3_000_000}),
+        json!({"name": "stream", "call": "count", "size": 200}),
+        json!({"name": "error", "call": "fail"}),
+    ];
+    let Some(seen) = drive("grpc_client.py", &Target::from(&gateway), &scenarios) else { return };
+    for seen in &seen[..3] {
+        assert_eq!((&seen["same"], &seen["code"]), (&json!(true), &json!("OK")), "{seen}");
+        assert_eq!(seen["trailers"]["x-served-by"], "echo", "{seen}");
+    }
+    let numbers: Vec<u64> = (0..200).collect();
+    assert_eq!(seen[3]["messages"], json!(numbers), "{}", seen[3]);
+    assert_eq!(seen[3]["trailers"]["x-served-by"], "count", "{}", seen[3]);
+    assert_eq!(seen[4]["code"], "RESOURCE_EXHAUSTED", "{}", seen[4]);
+    assert_eq!(seen[4]["details"], "quota used up: 100 % of it", "{}", seen[4]);
+    assert_eq!(seen[4]["trailers"]["x-served-by"], "fail", "{}", seen[4]);
+    let exchange = gateway.exchange("/test.Model/Count");
+    assert_eq!(exchange["format"], "grpc", "{exchange}");
+    assert_eq!(exchange["answer"]["events"], 200, "{exchange}");
+}
+
+/// A WebSocket (T-DIST-010's other door) passes in both directions.
+#[test]
+fn websocket() {
+    let Some(server) = Server::start("websocket_server.py") else { return };
+    let gateway = Gateway::in_front_of(server.address()).start();
+    let scenarios = [
+        json!({"name": "small", "path": "/v1/realtime", "count": 20, "size": 10}),
+        json!({"name": "large", "path": "/v1/realtime", "count": 4, "size": 500_000}),
+    ];
+    let target = Target::from(&gateway);
+    let Some(seen) = drive("websocket_client.py", &target, &scenarios) else { return };
+    assert_eq!(seen[0]["echoed"], 20, "{}", seen[0]);
+    assert_eq!(seen[1]["echoed"], 4, "{}", seen[1]);
+}
