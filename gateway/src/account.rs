@@ -33,10 +33,9 @@ use sha2::Sha256;
 use thiserror::Error;
 
 use crate::config::{Identity, Jwt};
+use crate::limits::JWT_BYTES_MAX;
 use jwks::{JwksError, KeySource};
 
-/// A bearer token longer than this is not verified but refused; real ones stay under 8 KB.
-const JWT_BYTES_MAX: usize = 16 * 1024;
 /// Hex digits of the HMAC in an identifier: 96 bits, so that a billion accounts do not collide.
 const PSEUDONYM_HEX_DIGITS: usize = 24;
 

@@ -8,7 +8,6 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::Router;
@@ -31,20 +30,11 @@ use tokio::time::timeout;
 
 use crate::config::Secret;
 use crate::exchanges::ExchangeLog;
+use crate::limits::{
+    ADMIN_BODY_BYTES_MAX, ADMIN_CONNECTION_TIMEOUT, ADMIN_CONNECTIONS_MAX, ADMIN_EXCHANGES_MAX,
+    ADMIN_HEADER_BYTES_MAX, ADMIN_HEADER_TIMEOUT,
+};
 use crate::metrics::Metrics;
-
-/// Connections open at once; a further one is closed.
-pub const ADMIN_CONNECTIONS_MAX: usize = 64;
-/// Time for a request head, from the connection's first byte or the last answer's end.
-pub const ADMIN_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time that one connection may last: a client that does not read cannot keep it.
-pub const ADMIN_CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
-/// Request head, and the buffer that it is read into.
-pub const ADMIN_HEADER_BYTES_MAX: usize = 16 * 1024;
-/// Request body. No request here has a use for one.
-pub const ADMIN_BODY_BYTES_MAX: u64 = 64 * 1024;
-/// Exchanges in one answer.
-pub const ADMIN_EXCHANGES_MAX: usize = 1000;
 
 /// Exchanges in an answer where the request does not say.
 const EXCHANGES_DEFAULT: usize = 50;
@@ -263,7 +253,7 @@ fn error(status: StatusCode, message: &str) -> Response {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use detectors::{
         Answer, Conversation, Format, HttpCapture, HttpVersion, Observation, Role, Text, Turn,

@@ -47,7 +47,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use detectors::{
     AccountId, Answer, Conversation, Format, HeaderField, HttpCapture, Observation, OrganisationId,
@@ -62,33 +62,15 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 use crate::config::Record;
+use crate::limits::{
+    EXCHANGE_TOOLS_MAX, EXCHANGE_TURNS_MAX, FINGERPRINT_CHARS_MAX, OUTSIDE_CHARS_MAX,
+    RECORD_ACCOUNTS_MAX, RECORD_ATTACHMENTS_MAX, RECORD_ERROR_INTERVAL, RECORD_FLUSH_INTERVAL,
+    RECORD_LINE_BYTES_MAX, RECORD_PENDING_BYTES_MAX, RECORD_QUEUE_BYTES_MAX,
+};
 use crate::metrics::Metrics;
-
-/// Turns kept of a conversation, the newest ones.
-pub const EXCHANGE_TURNS_MAX: usize = 256;
-/// Tool names kept of a request, and tool calls of a turn or an answer.
-pub const EXCHANGE_TOOLS_MAX: usize = 128;
-/// Attachments written into the body of a trace record, for each turn.
-pub const RECORD_ATTACHMENTS_MAX: u32 = 32;
-/// Characters kept of a name or a header value that comes from outside.
-pub const OUTSIDE_CHARS_MAX: usize = 128;
-/// Characters kept of a path, and of a JA3 string: four times the longest that clients send.
-pub const FINGERPRINT_CHARS_MAX: usize = 4096;
-/// A line of the trace with texts; a longer one is written with marks in their place.
-pub const RECORD_LINE_BYTES_MAX: usize = 1024 * 1024;
-/// Texts and features waiting for the trace writer, beside the bound on their number.
-pub const RECORD_QUEUE_BYTES_MAX: usize = 128 * 1024 * 1024;
-/// Lines kept for a file that cannot be written at the moment (a full disk).
-pub const RECORD_PENDING_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Accounts that the writer remembers having announced, in each of two generations.
-pub const RECORD_ACCOUNTS_MAX: usize = 131_072;
 
 /// Lines gathered before a write.
 const RECORD_GATHER_BYTES: usize = 64 * 1024;
-/// Longest time that a line waits to be written. Half of what is promised.
-const RECORD_FLUSH_INTERVAL: Duration = Duration::from_millis(500);
-/// How often a failing file is mentioned in the log.
-const RECORD_ERROR_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Query parameters whose values say how to answer, never what was asked.
 const QUERY_VALUES_KEPT: &[&str] = &["$alt", "alt", "api-version", "beta", "prettyPrint"];
@@ -1280,6 +1262,8 @@ mod tests {
 
     use detectors::{Finish, Http2Capture, HttpVersion, Turn, Usage};
     use proptest::prelude::*;
+
+    use std::time::Duration;
 
     use super::*;
 

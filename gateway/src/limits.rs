@@ -85,3 +85,141 @@ pub const WRITE_GATHER_BYTES: usize = 16 * 1024;
 pub const EVENT_BYTES_MAX: usize = 1024 * 1024;
 /// A not-streamed answer that is held for reading; longer ones are passed unread.
 pub const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+// config/file.rs
+/// Bytes of a configuration file, a secret file or a PEM file; larger ones are a mistake.
+pub const CONFIG_FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+// account/jwks.rs
+/// Bytes of a fetched key set.
+pub const JWKS_BYTES_MAX: usize = 1024 * 1024;
+
+/// Keys in a set; further ones are left out.
+pub const JWKS_KEYS_MAX: usize = 100;
+
+/// Time for one whole fetch.
+pub const JWKS_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Time between looks at a file.
+pub const JWKS_FILE_INTERVAL: Duration = Duration::from_secs(2);
+
+// listener/tls.rs
+/// Time between looks at the certificate files.
+pub const CERTIFICATE_WATCH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// TLS 1.2 sessions kept for resumption by id; tickets need no memory here.
+pub const TLS_SESSIONS_MAX: usize = 4096;
+
+// account.rs
+/// A bearer token longer than this is not verified but refused; real ones stay under 8 KB.
+pub const JWT_BYTES_MAX: usize = 16 * 1024;
+
+// exchanges.rs
+/// Turns kept of a conversation, the newest ones.
+pub const EXCHANGE_TURNS_MAX: usize = 256;
+
+/// Tool names kept of a request, and tool calls of a turn or an answer.
+pub const EXCHANGE_TOOLS_MAX: usize = 128;
+
+/// Attachments written into the body of a trace record, for each turn.
+pub const RECORD_ATTACHMENTS_MAX: u32 = 32;
+
+/// Characters kept of a name or a header value that comes from outside.
+pub const OUTSIDE_CHARS_MAX: usize = 128;
+
+/// Characters kept of a path, and of a JA3 string: four times the longest that clients send.
+pub const FINGERPRINT_CHARS_MAX: usize = 4096;
+
+/// A line of the trace with texts; a longer one is written with marks in their place.
+pub const RECORD_LINE_BYTES_MAX: usize = 1024 * 1024;
+
+/// Texts and features waiting for the trace writer, beside the bound on their number.
+pub const RECORD_QUEUE_BYTES_MAX: usize = 128 * 1024 * 1024;
+
+/// Lines kept for a file that cannot be written at the moment (a full disk).
+pub const RECORD_PENDING_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Accounts that the writer remembers having announced, in each of two generations.
+pub const RECORD_ACCOUNTS_MAX: usize = 131_072;
+
+/// Longest time that a line waits to be written. Half of what is promised.
+pub const RECORD_FLUSH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How often a failing file is mentioned in the log.
+pub const RECORD_ERROR_INTERVAL: Duration = Duration::from_secs(60);
+
+// cli/fingerprint.rs
+/// A file with a ClientHello holds little else.
+pub const HELLO_FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Connections of a capture that are followed at once; beyond, the oldest is printed and let go.
+pub const PCAP_CONNECTIONS_MAX: usize = 4096;
+
+/// Bytes that one direction keeps while a segment before them is missing.
+pub const PCAP_AHEAD_BYTES_MAX: usize = 128 * 1024;
+
+/// Segments that one direction keeps so.
+pub const PCAP_AHEAD_SEGMENTS_MAX: usize = 128;
+
+/// A packet or another block of a capture file.
+pub const PCAP_BLOCK_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+// wire/provider/openai_responses.rs
+/// Most texts of an answer that are told apart. Past it, a text may be counted again where it is
+/// repeated.
+pub const ANSWER_TEXTS_MAX: usize = 4096;
+
+// wire/framing/json.rs
+/// Most elements of an array that is kept as a list (choices, tools, output items).
+pub const JSON_ITEMS_MAX: usize = 4096;
+
+// wire/answer.rs
+/// Most tool calls of an answer that are kept.
+pub const TOOL_CALLS_MAX: usize = 1024;
+
+/// Longest error code that is kept.
+pub const ERROR_CODE_BYTES_MAX: usize = 64;
+
+// wire/request.rs
+/// Most turns of a conversation. The largest number that a provider documents is 100,000
+/// (Anthropic Messages).
+pub const TURNS_MAX: usize = 100_000;
+
+/// Longest name (of a model, a tool) that is kept.
+pub const NAME_BYTES_MAX: usize = 256;
+
+// proxy/head.rs
+/// A client's own request id is believed up to this length.
+pub const REQUEST_ID_BYTES_MAX: usize = 128;
+
+// upstream.rs
+/// Time between two lookups of an upstream's names.
+pub const UPSTREAM_RESOLVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Time after which a connection that serves nobody is closed.
+pub const UPSTREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Idle HTTP/1.1 connections kept to one upstream.
+pub const UPSTREAM_IDLE_CONNECTIONS_MAX: usize = 1024;
+
+/// Requests at once on one HTTP/2 connection to an upstream.
+pub const UPSTREAM_H2_STREAMS_MAX: usize = 100;
+
+// admin.rs
+/// Connections open at once; a further one is closed.
+pub const ADMIN_CONNECTIONS_MAX: usize = 64;
+
+/// Time for a request head, from the connection's first byte or the last answer's end.
+pub const ADMIN_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time that one connection may last: a client that does not read cannot keep it.
+pub const ADMIN_CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Request head, and the buffer that it is read into.
+pub const ADMIN_HEADER_BYTES_MAX: usize = 16 * 1024;
+
+/// Request body. No request here has a use for one.
+pub const ADMIN_BODY_BYTES_MAX: u64 = 64 * 1024;
+
+/// Exchanges in one answer.
+pub const ADMIN_EXCHANGES_MAX: usize = 1000;

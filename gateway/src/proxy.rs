@@ -184,6 +184,7 @@ impl ConnectionApp {
         let whole = body::read_whole(session, declared, limits)
             .await
             .map_err(|error| self.body_refusal(received, &error))?;
+        self.gateway.metrics.body_bytes.with_label_values(&["in"]).inc_by(whole.len() as u64);
         let plain = body::decoded(&whole, encoding.as_deref(), limits.decoded_body_bytes_max)
             .map_err(|error| self.body_refusal(received, &error))?;
         let path = String::from_utf8_lossy(session.req_header().raw_path());
@@ -335,6 +336,7 @@ impl ConnectionApp {
             format: received.format,
             request_id: &received.request_id,
             write_mode: &self.connection.write_mode,
+            metrics: &self.gateway.metrics,
             started: received.started,
         })
     }

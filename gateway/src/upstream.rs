@@ -1,6 +1,6 @@
 //! Upstream groups: member addresses, their health, and connections to them.
 //!
-//! Names are resolved again every [`RESOLVE_INTERVAL`], so that an upstream behind a moving DNS
+//! Names are resolved again every [`UPSTREAM_RESOLVE_INTERVAL`], so that an upstream behind a moving DNS
 //! name is followed; when a lookup fails the last known addresses stay.
 
 use std::collections::{BTreeSet, HashMap};
@@ -23,15 +23,10 @@ use pingora_load_balancing::{Backend, Backends, LoadBalancer};
 use tracing::warn;
 
 use crate::config::{Upstream, UpstreamProtocol};
-
-/// Time between two lookups of an upstream's names.
-const RESOLVE_INTERVAL: Duration = Duration::from_secs(15);
-/// Time after which a connection that serves nobody is closed.
-const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Idle HTTP/1.1 connections kept to one upstream.
-const POOL_CONNECTIONS_MAX: usize = 1024;
-/// Requests at once on one HTTP/2 connection to an upstream.
-const H2_STREAMS_PER_CONNECTION: usize = 100;
+use crate::limits::{
+    UPSTREAM_H2_STREAMS_MAX, UPSTREAM_IDLE_CONNECTIONS_MAX, UPSTREAM_IDLE_TIMEOUT,
+    UPSTREAM_RESOLVE_INTERVAL,
+};
 
 /// A running upstream group.
 pub struct UpstreamPool {
@@ -53,13 +48,13 @@ impl UpstreamPool {
         let discovery = Resolver { addresses: config.addresses.clone() };
         let mut members =
             LoadBalancer::<RoundRobin>::from_backends(Backends::new(Box::new(discovery)));
-        members.update_frequency = Some(RESOLVE_INTERVAL);
+        members.update_frequency = Some(UPSTREAM_RESOLVE_INTERVAL);
         if let Some(health) = &config.health {
             members.set_health_check(health_check(&config, health.path.as_deref()));
             members.health_check_frequency = Some(health.interval);
             members.parallel_health_check = true;
         }
-        let mut options = ConnectorOptions::new(POOL_CONNECTIONS_MAX);
+        let mut options = ConnectorOptions::new(UPSTREAM_IDLE_CONNECTIONS_MAX);
         options.ca_file = config.ca.as_ref().map(|path| path.display().to_string());
         let service = pingora_core::services::background::background_service(
             &format!("upstream {}", config.name),
@@ -113,7 +108,9 @@ impl UpstreamPool {
 
     /// Gives a connection back after a complete exchange.
     pub async fn release(&self, session: HttpSession, attempt: &Attempt) {
-        self.connector.release_http_session(session, &attempt.peer, Some(POOL_IDLE_TIMEOUT)).await;
+        self.connector
+            .release_http_session(session, &attempt.peer, Some(UPSTREAM_IDLE_TIMEOUT))
+            .await;
     }
 
     /// Remembers that this member refuses HTTP/2.
@@ -145,7 +142,7 @@ impl UpstreamPool {
         let options = &mut peer.options;
         options.connection_timeout = Some(config.connect_timeout);
         options.total_connection_timeout = Some(config.connect_timeout);
-        options.max_h2_streams = H2_STREAMS_PER_CONNECTION;
+        options.max_h2_streams = UPSTREAM_H2_STREAMS_MAX;
         match config.protocol {
             _ if needs_http2 => options.set_http_version(2, 2),
             UpstreamProtocol::Http1 => options.set_http_version(1, 1),

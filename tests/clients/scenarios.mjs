@@ -23,7 +23,7 @@ export async function drive(see) {
     } catch (error) {
       // What a client throws is what its user sees: it is the result.
       console.error(error);
-      seen = { error: error.name, message: String(error.message) };
+      seen = { error: error.constructor.name, message: String(error.message) };
       if (error.status) seen.status = error.status;
     }
     const times = { started, ended: Date.now() / 1000 };

@@ -210,7 +210,9 @@ fn send(
     let (body, status) = stdout.rsplit_once('\n').expect("a status line");
     let status: u16 = status.parse().expect("a status");
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{status} for {path}, but curl says {stderr}");
+    let bytes = file.metadata().map_or(0, |file| file.len());
+    let what = format!("{framing:?} {bytes} bytes to {path}: {status}");
+    assert!(output.status.success(), "{what}, but curl says {stderr}");
     Some(Sent { status, body: body.to_owned() })
 }
 

@@ -33,17 +33,10 @@ use tokio::time::{sleep, timeout};
 
 use crate::config::JwksSource;
 use crate::config::file::{FileStamp, read_bounded};
+use crate::limits::{JWKS_BYTES_MAX, JWKS_FETCH_TIMEOUT, JWKS_FILE_INTERVAL, JWKS_KEYS_MAX};
 
-/// Bytes of a fetched key set.
-const SET_BYTES_MAX: usize = 1024 * 1024;
-/// Keys in a set; further ones are left out.
-const KEYS_MAX: usize = 100;
 /// Bytes of an RSA modulus at least (2048 bits; RFC 7518, section 3.3).
 const RSA_MODULUS_BYTES_MIN: usize = 256;
-/// Time for one whole fetch.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(15);
-/// Time between looks at a file.
-const FILE_INTERVAL: Duration = Duration::from_secs(2);
 /// Least time between two fetches: what an unknown key, which any client can name, may cause.
 const FETCH_GAP: Duration = Duration::from_secs(10);
 
@@ -105,7 +98,7 @@ impl KeySet {
         }
         let document: Document = serde_json::from_slice(json)?;
         let keys: Vec<VerifyingKey> =
-            document.keys.into_iter().filter_map(VerifyingKey::read).take(KEYS_MAX).collect();
+            document.keys.into_iter().filter_map(VerifyingKey::read).take(JWKS_KEYS_MAX).collect();
         if keys.is_empty() {
             return Err(JwksError::NoKey);
         }
@@ -212,14 +205,14 @@ impl KeySource {
                 seen = stamp;
                 self.take(outcome);
             }
-            sleep(FILE_INTERVAL).await;
+            sleep(JWKS_FILE_INTERVAL).await;
         }
     }
 
     async fn follow_url(&self, url: &str, refresh: Duration, gap: Duration) {
         let connector = Connector::new(None);
         loop {
-            let outcome = match timeout(FETCH_TIMEOUT, fetch(&connector, url)).await {
+            let outcome = match timeout(JWKS_FETCH_TIMEOUT, fetch(&connector, url)).await {
                 Ok(fetched) => fetched.and_then(|body| KeySet::parse(&body)),
                 Err(_) => Err(JwksError::Fetch("no answer in time".into())),
             };
@@ -325,7 +318,7 @@ async fn fetch(connector: &Connector, url: &str) -> Result<Vec<u8>, JwksError> {
     let mut outcome = Err(JwksError::Fetch("name lookup: no address".into()));
     for address in addresses {
         let mut peer = HttpPeer::new(address, tls, host.clone());
-        peer.options.total_connection_timeout = Some(FETCH_TIMEOUT / 3);
+        peer.options.total_connection_timeout = Some(JWKS_FETCH_TIMEOUT / 3);
         outcome = connector.get_http_session(&peer).await.map_err(|e| failed("connecting", &e));
         if outcome.is_ok() {
             break;
@@ -359,8 +352,8 @@ async fn fetch(connector: &Connector, url: &str) -> Result<Vec<u8>, JwksError> {
     while let Some(chunk) =
         session.read_response_body().await.map_err(|error| failed("answer", &error))?
     {
-        if body.len() + chunk.len() > SET_BYTES_MAX {
-            return Err(JwksError::Fetch(format!("answer: more than {SET_BYTES_MAX} bytes")));
+        if body.len() + chunk.len() > JWKS_BYTES_MAX {
+            return Err(JwksError::Fetch(format!("answer: more than {JWKS_BYTES_MAX} bytes")));
         }
         body.extend_from_slice(&chunk);
     }
@@ -535,7 +528,7 @@ pub(super) mod tests {
             "HTTP/1.1 500 Oh\r\ncontent-length: 0\r\n\r\n".to_owned(),
             "HTTP/1.1 302 Found\r\nlocation: /else\r\ncontent-length: 0\r\n\r\n".to_owned(),
             ok("not json"),
-            ok(&"x".repeat(SET_BYTES_MAX + 1)),
+            ok(&"x".repeat(JWKS_BYTES_MAX + 1)),
         ];
         let failure_count = failures.len() as u64;
         let mut responses = vec![one];

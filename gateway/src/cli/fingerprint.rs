@@ -25,6 +25,10 @@ use serde::Serialize;
 use crate::capture::client_hello::{ClientHello, HelloError};
 use crate::capture::handshake::{ClientHelloReader, HandshakeError, ReadHello, ServerHelloReader};
 use crate::capture::server_hello::ServerHello;
+use crate::limits::{
+    HELLO_FILE_BYTES_MAX, PCAP_AHEAD_BYTES_MAX, PCAP_AHEAD_SEGMENTS_MAX, PCAP_BLOCK_BYTES_MAX,
+    PCAP_CONNECTIONS_MAX,
+};
 
 /// Why a file gave no fingerprint, or not all of them.
 #[derive(Debug, thiserror::Error)]
@@ -157,16 +161,6 @@ pub fn run(path: &Path, json: bool, out: &mut dyn Write) -> Result<(), Fingerpri
     Ok(())
 }
 
-/// A file with a ClientHello holds little else.
-const HELLO_FILE_BYTES_MAX: u64 = 1024 * 1024;
-/// Connections of a capture that are followed at once; beyond, the oldest is printed and let go.
-const CONNECTIONS_MAX: usize = 4096;
-/// Bytes that one direction keeps while a segment before them is missing.
-const AHEAD_BYTES_MAX: usize = 128 * 1024;
-/// Segments that one direction keeps so.
-const AHEAD_SEGMENTS_MAX: usize = 128;
-/// A packet or another block of a capture file.
-const BLOCK_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Where the reading buffer starts.
 const BLOCK_BYTES: usize = 1024 * 1024;
 
@@ -369,7 +363,7 @@ fn for_each_packet(
                 reader.refill().map_err(|_| damaged(packets))?;
                 continue;
             }
-            Err(PcapError::BufferTooSmall) if capacity < BLOCK_BYTES_MAX => {
+            Err(PcapError::BufferTooSmall) if capacity < PCAP_BLOCK_BYTES_MAX => {
                 capacity *= 2;
                 reader.grow(capacity);
                 reader.refill().map_err(|_| damaged(packets))?;
@@ -457,7 +451,7 @@ impl Tracker {
             self.numbers.insert(ends, self.started);
             self.connections.insert(self.started, Connection::new(ends));
             self.started += 1;
-            if self.connections.len() > CONNECTIONS_MAX
+            if self.connections.len() > PCAP_CONNECTIONS_MAX
                 && let Some(oldest) = self.connections.keys().next().copied()
             {
                 done = done.or(self.close(oldest));
@@ -516,7 +510,7 @@ impl Connection {
         let sequence = segment.sequence_number();
         let other = match (opened, next) {
             (Some(opened), _) => *opened != sequence,
-            (None, Some(next)) => next.wrapping_sub(sequence) as usize > AHEAD_BYTES_MAX,
+            (None, Some(next)) => next.wrapping_sub(sequence) as usize > PCAP_AHEAD_BYTES_MAX,
             (None, None) => false,
         };
         other && !segment.ack()
@@ -591,8 +585,8 @@ impl Direction {
             self.next = Some(sequence);
         }
         if !self.read(sequence, payload) {
-            if self.ahead.len() >= AHEAD_SEGMENTS_MAX
-                || self.ahead_bytes + payload.len() > AHEAD_BYTES_MAX
+            if self.ahead.len() >= PCAP_AHEAD_SEGMENTS_MAX
+                || self.ahead_bytes + payload.len() > PCAP_AHEAD_BYTES_MAX
             {
                 return 1;
             }
@@ -990,10 +984,10 @@ mod tests {
     #[test]
     fn many_connections_are_bounded_and_all_printed() {
         let message = record(&chrome().message());
-        let packets: Vec<Vec<u8>> = (0..CONNECTIONS_MAX as u16 + 50)
+        let packets: Vec<Vec<u8>> = (0..PCAP_CONNECTIONS_MAX as u16 + 50)
             .flat_map(|index| End::pair(false, 1024 + index).0.send(&message, 5000))
             .collect();
-        assert_eq!(json_lines(&pcap(RAW, &packets)).len(), CONNECTIONS_MAX + 50);
+        assert_eq!(json_lines(&pcap(RAW, &packets)).len(), PCAP_CONNECTIONS_MAX + 50);
     }
 
     #[test]

@@ -32,11 +32,9 @@ use super::{
     UpstreamProtocol,
 };
 use crate::account::jwks::KeySet;
-use crate::limits::Limits;
+use crate::limits::{CONFIG_FILE_BYTES_MAX, Limits};
 use crate::listener::tls;
 
-/// Bytes of a configuration file, a secret file or a PEM file; larger ones are a mistake.
-pub const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Bytes of the identity key at least: the output size of its hash (RFC 2104, section 3).
 const IDENTITY_KEY_BYTES_MIN: usize = 32;
 /// Characters of the admin token at least, on a loopback address.
@@ -95,12 +93,12 @@ pub fn parse(text: &str, path: &Path) -> Result<Config, Vec<ConfigError>> {
     parse_with(text, path, &|name| std::env::var(name).ok())
 }
 
-/// Reads a file whole, up to [`FILE_BYTES_MAX`].
+/// Reads a file whole, up to [`CONFIG_FILE_BYTES_MAX`].
 pub(crate) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(io::Error::other(format!("larger than {FILE_BYTES_MAX} bytes")));
+    File::open(path)?.take(CONFIG_FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > CONFIG_FILE_BYTES_MAX {
+        return Err(io::Error::other(format!("larger than {CONFIG_FILE_BYTES_MAX} bytes")));
     }
     Ok(bytes)
 }
@@ -1249,6 +1247,15 @@ fn edit_distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
+/// Arbitrary bytes as a configuration: must not panic, and must not be accepted without a listener.
+#[doc(hidden)]
+pub fn fuzz_config(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    if let Ok(config) = parse(&text, Path::new("fuzz.toml")) {
+        assert!(!config.listeners.is_empty());
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -1786,7 +1793,7 @@ threads = "two"
         assert_eq!((errors.len(), errors[0].line), (1, None));
         let binary = directory.write("binary.toml", [0xff, 0xfe]);
         assert!(load(&binary).unwrap_err()[0].message.contains("not UTF-8"));
-        let huge = directory.write("huge.toml", "#".repeat(FILE_BYTES_MAX as usize + 1));
+        let huge = directory.write("huge.toml", "#".repeat(CONFIG_FILE_BYTES_MAX as usize + 1));
         assert!(load(&huge).unwrap_err()[0].message.contains("larger than"));
     }
 

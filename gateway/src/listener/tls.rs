@@ -12,7 +12,6 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -29,11 +28,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::config::file::{FileStamp, read_bounded};
 use crate::config::{Certificate, ListenerTls};
-
-/// Time between looks at the certificate files.
-const WATCH_INTERVAL: Duration = Duration::from_secs(2);
-/// TLS 1.2 sessions kept for resumption by id; tickets need no memory here.
-const SESSIONS_MAX: usize = 4096;
+use crate::limits::{CERTIFICATE_WATCH_INTERVAL, TLS_SESSIONS_MAX};
 
 /// What is wrong with certificates or their files.
 #[derive(Debug, Error)]
@@ -110,7 +105,7 @@ pub fn server_config(
     // listener verified must not be resumed on another that trusts other CAs.
     config.ticketer =
         aws_lc_rs::Ticketer::new().map_err(|error| TlsError::Settings(error.to_string()))?;
-    config.session_storage = ServerSessionMemoryCache::new(SESSIONS_MAX);
+    config.session_storage = ServerSessionMemoryCache::new(TLS_SESSIONS_MAX);
     if key_log {
         config.key_log = Arc::new(KeyLogFile::new());
     }
@@ -169,7 +164,7 @@ impl CertificateStore {
         mut stop: watch::Receiver<bool>,
         on_reload: impl Fn(&Reload) + Send,
     ) {
-        let mut interval = tokio::time::interval(WATCH_INTERVAL);
+        let mut interval = tokio::time::interval(CERTIFICATE_WATCH_INTERVAL);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -384,6 +379,8 @@ mod tests {
     use rustls::{
         ClientConfig, ClientConnection, HandshakeKind, ProtocolVersion, ServerConnection,
     };
+
+    use std::time::Duration;
 
     use super::*;
     use crate::config::file::tests::TestDirectory;

@@ -13,14 +13,13 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use super::framing::FieldLine;
 use crate::account::{header_value_kept, redact_path};
 use crate::connection::Connection;
+use crate::limits::REQUEST_ID_BYTES_MAX;
 
 /// Field that carries the exchange's name to the upstream and back to the client.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-/// A client's own request id is believed up to this length.
-const REQUEST_ID_BYTES_MAX: usize = 128;
 
 /// Captures an HTTP/1 request.
 #[must_use]

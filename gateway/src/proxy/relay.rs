@@ -15,6 +15,7 @@ use super::upstream_side::{Event, UpstreamSide};
 use crate::capture::client_io::WriteMode;
 use crate::config::Upstream;
 use crate::limits::Limits;
+use crate::metrics::Metrics;
 use crate::wire::AnswerReader;
 
 /// Where the request body comes from.
@@ -44,6 +45,8 @@ pub struct Plan<'a> {
     pub request_id: &'a str,
     /// When the client's bytes leave.
     pub write_mode: &'a Arc<WriteMode>,
+    /// Counters.
+    pub metrics: &'a Metrics,
     /// When the request arrived.
     pub started: Instant,
 }
@@ -88,6 +91,7 @@ pub async fn run(
         status: 0,
         body_consumed: false,
         upgraded: false,
+        grpc_error: None,
     };
     let ended = relay.run(session, upstream, plan).await;
     relay.write_mode.on_flush();
@@ -108,6 +112,8 @@ struct Relay {
     status: u16,
     body_consumed: bool,
     upgraded: bool,
+    /// gRPC: the call's status, where it is not OK.
+    grpc_error: Option<String>,
 }
 
 /// What to do after an event.
@@ -131,12 +137,12 @@ impl Relay {
     ) -> Ended {
         let outcome = self.exchange(session, upstream, &plan).await;
         match outcome {
-            Ok(()) => Ended::Complete(self.answer(true)),
+            Ok(()) => Ended::Complete(self.answer(plan.metrics, true)),
             Err(Fault::Client(error)) if self.reader.is_some() => {
-                Ended::ClientGone(self.answer(false), error)
+                Ended::ClientGone(self.answer(plan.metrics, false), error)
             }
             Err(Fault::Upstream(error)) if self.reader.is_some() => {
-                Ended::CutOff(self.answer(false), error)
+                Ended::CutOff(self.answer(plan.metrics, false), error)
             }
             Err(fault) => {
                 let (error, client_fault) = match fault {
@@ -182,7 +188,7 @@ impl Relay {
                         if client_done {
                             return Err(client_gone(piece));
                         }
-                        self.uploaded(session, upstream, piece).await?
+                        self.uploaded(session, upstream, plan, piece).await?
                     }
                 }
             };
@@ -215,12 +221,14 @@ impl Relay {
         &mut self,
         session: &mut ServerSession,
         upstream: &mut UpstreamSide,
+        plan: &Plan<'_>,
         piece: pingora_error::Result<Option<Bytes>>,
     ) -> Result<Step, Fault> {
         let piece = piece.map_err(Fault::Client)?;
         if self.upgraded {
             return match piece {
                 Some(piece) => {
+                    count_in(plan, piece.len());
                     upstream.send_upgraded(piece).await.map_err(Fault::Upstream)?;
                     Ok(Step::Continue)
                 }
@@ -229,7 +237,9 @@ impl Relay {
         }
         self.body_consumed = true;
         let end = piece.is_none() || session.is_body_done();
-        if let Err(error) = upstream.send_body(piece.unwrap_or_default(), end).await {
+        let piece = piece.unwrap_or_default();
+        count_in(plan, piece.len());
+        if let Err(error) = upstream.send_body(piece, end).await {
             tracing::debug!(%error, "upstream did not take the whole request");
         }
         self.request_sent = Some(Instant::now());
@@ -266,6 +276,7 @@ impl Relay {
             }
             Event::Body(end) => self.deliver(session, end).await,
             Event::Trailers(trailers) => {
+                self.note_grpc_status(&trailers);
                 self.deliver(session, false).await?;
                 session.write_response_trailers(trailers).await.map_err(Fault::Client)?;
                 if !session.is_http2() {
@@ -303,9 +314,13 @@ impl Relay {
             .headers
             .get(header::CONTENT_ENCODING)
             .is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+        if encoded && plan.format != Format::Unknown {
+            plan.metrics.answers_unread.with_label_values(&["encoded"]).inc();
+        }
         // What comes encoded although `identity` was asked for is passed on unread.
         let format = if encoded || upgrade { Format::Unknown } else { plan.format };
         self.status = head.status.as_u16();
+        self.note_grpc_status(&head.headers);
         let content_type = content_type.filter(|_| format == plan.format);
         self.reader = Some(AnswerReader::new(format, self.status, content_type));
         let written = match session {
@@ -333,6 +348,15 @@ impl Relay {
         written.map_err(Fault::Client)
     }
 
+    /// A gRPC call fails inside an HTTP 200: in its trailers, or in the head of a response without
+    /// messages.
+    fn note_grpc_status(&mut self, fields: &http::HeaderMap) {
+        let status = fields.get("grpc-status").and_then(|status| status.to_str().ok());
+        if let Some(status) = status.filter(|status| *status != "0" && status.len() <= 3) {
+            self.grpc_error = Some(format!("grpc-status {status}"));
+        }
+    }
+
     /// Passes gathered body bytes on.
     async fn deliver(&mut self, session: &mut ServerSession, end: bool) -> Result<Step, Fault> {
         let bytes = self.gathered.split().freeze();
@@ -356,11 +380,17 @@ impl Relay {
         Ok(if end { Step::Done } else { Step::Continue })
     }
 
-    fn answer(&mut self, complete: bool) -> Answer {
-        let mut answer = match self.reader.take() {
-            Some(reader) => reader.finish(complete),
-            None => Answer { status: self.status, ..Answer::default() },
+    fn answer(&mut self, metrics: &Metrics, complete: bool) -> Answer {
+        let (mut answer, unread) = match self.reader.take() {
+            Some(reader) => reader.finish_with(complete, &mut |_| {}),
+            None => (Answer { status: self.status, ..Answer::default() }, 0),
         };
+        if unread > 0 {
+            metrics.answers_unread.with_label_values(&["too_long"]).inc();
+        }
+        if let Some(error) = self.grpc_error.take() {
+            answer.error.get_or_insert(error);
+        }
         answer.first_byte_ms = self.first_byte.map(millis);
         answer.duration_ms = millis(self.started.elapsed());
         answer
@@ -371,6 +401,10 @@ impl Relay {
 #[must_use]
 pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn count_in(plan: &Plan<'_>, bytes: usize) {
+    plan.metrics.body_bytes.with_label_values(&["in"]).inc_by(bytes as u64);
 }
 
 fn client_gone(read: pingora_error::Result<Option<Bytes>>) -> Fault {

@@ -10,12 +10,7 @@ use super::framing::json::{self, ArrayReader, Element};
 use super::framing::sse::{Frame, SseReader};
 use super::provider::{anthropic, gemini, openai_chat, openai_completions, openai_responses};
 use super::request::name;
-use crate::limits::ANSWER_BYTES_MAX;
-
-/// Most tool calls of an answer that are kept.
-const TOOL_CALLS_MAX: usize = 1024;
-/// Longest error code that is kept.
-const ERROR_CODE_BYTES_MAX: usize = 64;
+use crate::limits::{ANSWER_BYTES_MAX, ERROR_CODE_BYTES_MAX, TOOL_CALLS_MAX};
 
 /// A piece of an answer on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -111,6 +111,10 @@ impl Refusal {
             // RFC 9110, section 15.5.2: a 401 must carry a challenge.
             headers.push(("www-authenticate", "Bearer".to_owned()));
         }
+        if self.kind == RefusalKind::UnsupportedEncoding {
+            // RFC 9110, section 15.5.16: say which codings are taken.
+            headers.push(("accept-encoding", "gzip, deflate, br, zstd".to_owned()));
+        }
         if let Some(seconds) = self.retry_after_seconds() {
             headers.push(("retry-after", seconds.to_string()));
             headers.push(("x-should-retry", "true".to_owned()));

@@ -6,13 +6,7 @@ use thiserror::Error;
 
 use super::framing::json::{self, TooMany};
 use super::provider::{anthropic, gemini, openai_chat, openai_completions, openai_responses};
-
-/// Most turns of a conversation. The largest number that a provider documents is 100,000
-/// (Anthropic Messages).
-pub(crate) const TURNS_MAX: usize = 100_000;
-
-/// Longest name (of a model, a tool) that is kept.
-pub(crate) const NAME_BYTES_MAX: usize = 256;
+use crate::limits::{NAME_BYTES_MAX, TURNS_MAX};
 
 /// Why a request could not be read. Says what and where; never quotes the request.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]

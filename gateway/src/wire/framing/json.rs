@@ -21,10 +21,7 @@ use serde::de::{
 };
 use serde_json::value::RawValue;
 
-use crate::limits::EVENT_BYTES_MAX;
-
-/// Most elements of an array that is kept as a list (choices, tools, output items).
-pub(crate) const ITEMS_MAX: usize = 4096;
+use crate::limits::{EVENT_BYTES_MAX, JSON_ITEMS_MAX};
 
 /// Reads with `reader`, and once more from a mended copy where the bytes are not JSON as they are.
 ///
@@ -354,7 +351,7 @@ reads! { [T: Deserialize<'de>] Maybe<T>,
     }
 }
 
-/// An array, if it is one. More than [`ITEMS_MAX`] elements are an error.
+/// An array, if it is one. More than [`JSON_ITEMS_MAX`] elements are an error.
 #[derive(Debug)]
 pub(crate) struct List<T>(pub(crate) Vec<T>);
 
@@ -369,7 +366,7 @@ reads! { [T: Deserialize<'de>] List<T>,
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<List<T>, A::Error> {
         let mut list = Vec::new();
         while let Some(item) = items.next_element()? {
-            if list.len() == ITEMS_MAX {
+            if list.len() == JSON_ITEMS_MAX {
                 return Err(A::Error::custom("too many items"));
             }
             list.push(item);
@@ -792,7 +789,7 @@ mod tests {
 
     #[test]
     fn a_long_list_is_an_error() {
-        let json = format!(r#"{{"list":[{}0]}}"#, "0,".repeat(ITEMS_MAX));
+        let json = format!(r#"{{"list":[{}0]}}"#, "0,".repeat(JSON_ITEMS_MAX));
         assert!(sample(&json).starts_with("too many items"), "{}", sample(&json));
     }
 

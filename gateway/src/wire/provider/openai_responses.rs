@@ -11,6 +11,7 @@ use detectors::{Conversation, Finish, Role, Sampling, Text, Turn, Usage};
 use serde_json::json;
 
 use super::openai::{Content, ErrorField, Problem, Typed, error_object, note_error, role};
+use crate::limits::ANSWER_TEXTS_MAX;
 use crate::wire::answer::Sink;
 use crate::wire::framing::json::{
     Code, Flag, Gather, Gathered, List, Maybe, Num, Str, TooMany, object,
@@ -260,10 +261,6 @@ pub(in crate::wire) struct Progress {
     counted: Vec<(Kind, u32, u32)>,
 }
 
-/// Most texts of an answer that are told apart. Past it, a text may be counted again where it is
-/// repeated.
-const TEXTS_MAX: usize = 4096;
-
 impl Progress {
     /// Reads an event of a stream, or a whole answer.
     pub(in crate::wire) fn read_event(
@@ -398,7 +395,7 @@ impl Progress {
         if self.counted.iter().rev().any(|known| *known == key) {
             return false;
         }
-        if self.counted.len() < TEXTS_MAX {
+        if self.counted.len() < ANSWER_TEXTS_MAX {
             self.counted.push(key);
         }
         true
