@@ -30,8 +30,11 @@ pub struct Limits {
     pub body_bytes_max: usize,
     /// Body after content-decoding, for inspection; larger ones get a 413.
     pub decoded_body_bytes_max: usize,
-    /// Bytes of a refused request's body that are read so that the client sees the answer.
+    /// Bytes of a refused request's body that are read after the answer, so that the client sees it.
     pub drain_bytes_max: usize,
+    /// A refused request's body up to this length is read before the answer, so that the
+    /// connection can be used again.
+    pub drain_first_bytes_max: usize,
     /// Time for that.
     pub drain_timeout: Duration,
     /// Streams open at once on one HTTP/2 connection.
@@ -56,7 +59,8 @@ impl Default for Limits {
             header_fields_max: 128,
             body_bytes_max: 32 * 1024 * 1024,
             decoded_body_bytes_max: 64 * 1024 * 1024,
-            drain_bytes_max: 1024 * 1024,
+            drain_bytes_max: 64 * 1024 * 1024,
+            drain_first_bytes_max: 64 * 1024,
             drain_timeout: Duration::from_secs(2),
             h2_streams_max: 128,
             exchanges_kept: 1024,

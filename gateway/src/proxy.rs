@@ -39,6 +39,7 @@ use crate::account::{InvalidCredential, Sender};
 use crate::capture::http2::MARKER_NAME;
 use crate::connection::Connection;
 use crate::gateway::Gateway;
+use crate::limits::Limits;
 use crate::upstream::UpstreamPool;
 use crate::wire::{self, Refusal, RefusalKind};
 
@@ -522,19 +523,12 @@ impl ConnectionApp {
         received.refusal(kind, message)
     }
 
-    /// Answers a refusal in the provider's own shape.
-    async fn refuse(
-        &self,
-        session: &mut ServerSession,
-        refusal: &Refusal,
-        format: Format,
-        expects_continue: bool,
-    ) -> u16 {
+    /// Answers a refusal in the provider's own shape; 0 when the client does not take it.
+    ///
+    /// What is left of the request's body is to be drained after this: a client that reads only
+    /// once it has written all would otherwise meet a closed connection in the place of the answer.
+    async fn refuse(&self, session: &mut ServerSession, refusal: &Refusal, format: Format) -> u16 {
         let rendered = refusal.render(format);
-        // A client that waits for a 100 sends no body unless it is asked to.
-        if !expects_continue && session.response_written().is_none() {
-            body::drain(session, &self.gateway.config.limits).await;
-        }
         let status = rendered.status;
         match write_refusal(session, rendered).await {
             Ok(()) => status,
@@ -574,10 +568,12 @@ impl HttpServerApp for ConnectionApp {
         let mut received = match self.receive(&mut session, shutdown).await {
             Ok(received) => received,
             Err(None) => return None,
-            Err(Some(refusal)) => {
-                // What cannot be read safely ends the connection.
+            Err(Some(mut refusal)) => {
+                // What cannot be read safely ends the connection. Its body is not read either: where
+                // it ends is just what is in doubt.
                 session.set_keepalive(None);
-                self.refuse(&mut session, &refusal, Format::Unknown, false).await;
+                refusal.request_id = self.gateway.exchange_id();
+                self.refuse(&mut session, &refusal, Format::Unknown).await;
                 let _ = session.finish().await;
                 return None;
             }
@@ -594,12 +590,17 @@ impl HttpServerApp for ConnectionApp {
         let mut progress = Progress::default();
         let served = self.serve(&mut session, &mut received, &mut progress).await;
         let reusable = matches!(served, Ok(Served::Answered(_)) | Err(_));
+        // A client that waits for a 100 sends no body unless it is asked to.
+        let unread = served.is_err() && !received.expects_continue;
         let answer = match served {
             Ok(Served::Answered(answer) | Served::Broken(answer)) => answer,
             Err(mut refusal) => {
                 refusal.request_id.clone_from(&received.request_id);
-                let expects = received.expects_continue;
-                let status = self.refuse(&mut session, &refusal, received.format, expects).await;
+                if unread && declares_little(&session, limits) {
+                    // The connection can then serve the client's next request.
+                    body::drain(&mut session, limits).await;
+                }
+                let status = self.refuse(&mut session, &refusal, received.format).await;
                 Answer {
                     status,
                     complete: true,
@@ -612,6 +613,9 @@ impl HttpServerApp for ConnectionApp {
         if !reusable {
             // Dropped without its proper end, so that the client sees that it is cut off.
             return None;
+        }
+        if unread {
+            body::drain(&mut session, limits).await;
         }
         let settings = HttpPersistentSettings::for_session(&session);
         let stream = session.finish().await.ok().flatten()?;
@@ -660,6 +664,13 @@ async fn write_refusal(
     }
     session.write_response_header(Box::new(head)).await?;
     session.write_response_body(body, true).await
+}
+
+/// Whether what a refused client has yet to send is quickly read.
+fn declares_little(session: &ServerSession, limits: &Limits) -> bool {
+    let length = session.get_header(header::CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    length.is_some_and(|length| length <= limits.drain_first_bytes_max)
 }
 
 /// Held while an exchange runs.

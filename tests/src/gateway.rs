@@ -389,8 +389,12 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let log = self.stderr();
         if std::thread::panicking() {
-            eprintln!("the end of the gateway's standard error:\n{}", last_lines(&self.stderr()));
+            eprintln!("the end of the gateway's standard error:\n{}", last_lines(&log));
+        } else if let Some(line) = log.lines().find(|line| line.contains("panicked at")) {
+            // Pingora catches a task's panic, so that nothing else may show it.
+            panic!("the gateway panicked: {line}");
         }
     }
 }

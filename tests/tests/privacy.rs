@@ -52,7 +52,7 @@ fn requests() -> Vec<(String, String, String)> {
     let broken = format!("{{\"model\": \"m\", \"messages\": [{{\"content\": \"{PROMPT}\", ");
     requests.push(("/v1/chat/completions".to_owned(), bearer.clone(), broken.clone()));
     requests.push(("/v1/messages".to_owned(), format!("x-api-key: {KEY}"), broken));
-    requests.push(("/opaque".to_owned(), bearer.clone(), PROMPT.to_owned()));
+    requests.push(("/opaque".to_owned(), bearer, PROMPT.to_owned()));
     let query = format!("/search?q={}&api_key={KEY}&token={KEY}", PROMPT.replace(' ', "%20"));
     requests.push((query, format!("api-key: {KEY}"), String::new()));
     requests.push(("/basic".to_owned(), format!("authorization: Basic {KEY}"), PROMPT.to_owned()));

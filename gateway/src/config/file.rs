@@ -599,16 +599,21 @@ fn read_limits(root: &mut Section<'_, '_>) -> Option<Limits> {
         body_idle_timeout: table.seconds("body_idle_timeout_seconds", default.body_idle_timeout),
         body_timeout: table.seconds("body_timeout_seconds", default.body_timeout),
         write_timeout: table.seconds("write_timeout_seconds", default.write_timeout),
-        // The upper bound is that of the HTTP/1 parser below.
+        // The upper bounds of both are those of the HTTP/1 parser below.
         header_bytes_max: table.integer("header_bytes_max", default.header_bytes_max, 1024..=MIB),
-        header_fields_max: table.integer("header_fields_max", default.header_fields_max, 8..=4096),
+        header_fields_max: table.integer("header_fields_max", default.header_fields_max, 8..=256),
         body_bytes_max: table.integer("body_bytes_max", default.body_bytes_max, 1024..=GIB),
         decoded_body_bytes_max: table.integer(
             "decoded_body_bytes_max",
             default.decoded_body_bytes_max,
             1024..=4 * GIB,
         ),
-        drain_bytes_max: table.integer("drain_bytes_max", default.drain_bytes_max, 1..=64 * MIB),
+        drain_bytes_max: table.integer("drain_bytes_max", default.drain_bytes_max, 1..=GIB),
+        drain_first_bytes_max: table.integer(
+            "drain_first_bytes_max",
+            default.drain_first_bytes_max,
+            0..=MIB,
+        ),
         drain_timeout: table.seconds("drain_timeout_seconds", default.drain_timeout),
         h2_streams_max: table.integer("h2_streams_max", default.h2_streams_max, 1..=65_536),
         exchanges_kept: table.integer("exchanges_kept", default.exchanges_kept, 1..=1_000_000),
