@@ -249,11 +249,7 @@ impl ConnectionApp {
                     if side.is_complete() {
                         pool.release(side.into_session(), &attempt).await;
                     }
-                    return Ok(if websocket {
-                        Served::Broken(answer)
-                    } else {
-                        Served::Answered(answer)
-                    });
+                    return Ok(Served::Answered(answer));
                 }
                 Ended::ClientGone(answer, error) => {
                     debug!(id = received.id, %error, "client gone");
@@ -591,12 +587,12 @@ impl HttpServerApp for ConnectionApp {
         let served = self.serve(&mut session, &mut received, &mut progress).await;
         let reusable = matches!(served, Ok(Served::Answered(_)) | Err(_));
         // A client that waits for a 100 sends no body unless it is asked to.
-        let unread = served.is_err() && !received.expects_continue;
+        let may_drain = reusable && !received.expects_continue;
         let answer = match served {
             Ok(Served::Answered(answer) | Served::Broken(answer)) => answer,
             Err(mut refusal) => {
                 refusal.request_id.clone_from(&received.request_id);
-                if unread && declares_little(&session, limits) {
+                if may_drain && declares_little(&session, limits) {
                     // The connection can then serve the client's next request.
                     body::drain(&mut session, limits).await;
                 }
@@ -614,7 +610,7 @@ impl HttpServerApp for ConnectionApp {
             // Dropped without its proper end, so that the client sees that it is cut off.
             return None;
         }
-        if unread {
+        if may_drain && !session.was_upgraded() {
             body::drain(&mut session, limits).await;
         }
         let settings = HttpPersistentSettings::for_session(&session);

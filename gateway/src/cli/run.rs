@@ -11,6 +11,7 @@ use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server, ShutdownWatch};
 use pingora_core::services::background::{BackgroundService, background_service};
 use pingora_core::services::listening::Service;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
@@ -63,6 +64,7 @@ pub struct Running {
 pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
     // Upstream TLS uses pingora's provider, the listeners aws-lc-rs by name.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    raise_descriptor_limit(config.limits.connections_max);
     if !upgrade {
         let listeners = config.listeners.iter().map(|listener| listener.address);
         for address in listeners.chain([config.admin.address]) {
@@ -115,10 +117,8 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
         service.add_tcp(&address);
         server.add_service(service);
     }
-    server.add_service(background_service(
-        "certificates",
-        Certificates { stores: certificates, metrics: metrics.clone() },
-    ));
+    let watched = Certificates { stores: certificates, metrics: metrics.clone() };
+    server.add_service(background_service("certificates", watched));
     let for_readiness = gateway.clone();
     let admin =
         AdminState::new(metrics, gateway.exchanges.clone(), &config.admin.token, move || {
@@ -126,12 +126,11 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
         });
     let mut service = Service::new("admin".to_owned(), AdminApp::new(admin));
     service.add_tcp(&config.admin.address.to_string());
+    service.threads = Some(1);
     server.add_service(service);
     let pid_file = config.server.pid_file.clone();
-    server.add_service(background_service(
-        "drain",
-        Drain { gateway: gateway.clone(), pid_file: pid_file.clone() },
-    ));
+    let drain = Drain { gateway: gateway.clone(), pid_file: pid_file.clone() };
+    server.add_service(background_service("drain", drain));
     Ok(Running { server, gateway, pid_file })
 }
 
@@ -169,6 +168,24 @@ fn server(config: &Config, upgrade: bool) -> Server {
     let mut server = Server::new_with_opt_and_conf(Some(opt), conf);
     server.bootstrap();
     server
+}
+
+/// Each exchange needs a descriptor on either side; the soft limit of most systems is 1024.
+fn raise_descriptor_limit(connections_max: usize) {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        warn!(%error, "the limit on open descriptors could not be raised");
+    }
+    let wanted = connections_max.saturating_mul(2);
+    if let Some(current) = getrlimit(Resource::Nofile).current
+        && current < wanted as u64
+    {
+        warn!(
+            limit = current,
+            wanted, "fewer descriptors than limits.connections_max needs (LimitNOFILE in systemd)"
+        );
+    }
 }
 
 /// Keeps the keys of tokens fresh.

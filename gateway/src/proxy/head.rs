@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use detectors::{HeaderField, Http2Capture, HttpCapture, HttpVersion};
 use http::header::{self, HeaderName, HeaderValue};
-use http::{Version, uri};
+use http::{Method, Version, uri};
 use pingora_error::{Error, ErrorType, OrErr};
 use pingora_http::{RequestHeader, ResponseHeader};
 
@@ -123,6 +123,10 @@ pub fn for_http1(head: &RequestHeader, how: &Forwarding<'_>) -> Result<RequestHe
     match how.body {
         BodyFraming::None => {
             out.remove_header(&header::TRANSFER_ENCODING);
+            // RFC 9110, section 8.6: a method that expects a body says that there is none.
+            if matches!(out.method, Method::POST | Method::PUT | Method::PATCH) {
+                out.insert_header(header::CONTENT_LENGTH, 0)?;
+            }
         }
         BodyFraming::Whole(length) => {
             out.remove_header(&header::TRANSFER_ENCODING);

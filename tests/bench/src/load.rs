@@ -42,7 +42,7 @@ pub enum Reuse {
 }
 
 /// What load is to be made.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Plan {
     /// Where.
     pub target: Target,
