@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use http::Extensions;
-use pingora_core::connectors::ConnectorOptions;
 use pingora_core::connectors::http::Connector;
+use pingora_core::connectors::{ConnectorOptions, TransportConnector};
 use pingora_core::protocols::http::client::HttpSession;
 use pingora_core::services::background::GenBackgroundService;
 use pingora_core::upstreams::peer::HttpPeer;
@@ -35,6 +35,23 @@ pub struct UpstreamPool {
     connector: Connector,
 }
 
+/// The CA certificates that an upstream is verified with cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "upstream {upstream}: the CA certificates cannot be loaded; install the system's \
+     (ca-certificates) or set upstream.{upstream}.ca to a PEM file"
+)]
+pub struct NoRoots {
+    upstream: Arc<str>,
+}
+
+type Health = Box<dyn HealthCheck + Send + Sync>;
+
+/// Connections that health checks keep.
+const HEALTH_CONNECTIONS_MAX: usize = 16;
+/// Time for a health check's answer.
+const HEALTH_READ_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// One attempt's peer: where to connect and how.
 pub struct Attempt {
     peer: HttpPeer,
@@ -43,26 +60,35 @@ pub struct Attempt {
 
 impl UpstreamPool {
     /// Builds the group and the background service that resolves and checks its members.
-    #[must_use]
-    pub fn new(config: Arc<Upstream>) -> (Self, GenBackgroundService<LoadBalancer<RoundRobin>>) {
+    ///
+    /// # Errors
+    /// When the CA certificates that the upstream is verified with cannot be loaded.
+    pub fn new(
+        config: Arc<Upstream>,
+    ) -> Result<(Self, GenBackgroundService<LoadBalancer<RoundRobin>>), NoRoots> {
+        let connectors = with_roots(|| {
+            (
+                Connector::new(Some(connector_options(&config, UPSTREAM_IDLE_CONNECTIONS_MAX))),
+                config.health.as_ref().map(|health| health_check(&config, health)),
+            )
+        });
+        let (connector, health) =
+            connectors.ok_or_else(|| NoRoots { upstream: config.name.clone() })?;
         let discovery = Resolver { addresses: config.addresses.clone() };
         let mut members =
             LoadBalancer::<RoundRobin>::from_backends(Backends::new(Box::new(discovery)));
         members.update_frequency = Some(UPSTREAM_RESOLVE_INTERVAL);
-        if let Some(health) = &config.health {
-            members.set_health_check(health_check(&config, health.path.as_deref()));
-            members.health_check_frequency = Some(health.interval);
+        if let Some(health) = health {
+            members.set_health_check(health);
+            members.health_check_frequency = config.health.as_ref().map(|health| health.interval);
             members.parallel_health_check = true;
         }
-        let mut options = ConnectorOptions::new(UPSTREAM_IDLE_CONNECTIONS_MAX);
-        options.ca_file = config.ca.as_ref().map(|path| path.display().to_string());
         let service = pingora_core::services::background::background_service(
             &format!("upstream {}", config.name),
             members,
         );
-        let pool =
-            Self { config, members: service.task(), connector: Connector::new(Some(options)) };
-        (pool, service)
+        let pool = Self { config, members: service.task(), connector };
+        Ok((pool, service))
     }
 
     /// The group's settings.
@@ -213,21 +239,43 @@ impl ServiceDiscovery for Resolver {
     }
 }
 
-fn health_check(config: &Upstream, path: Option<&str>) -> Box<dyn HealthCheck + Send + Sync> {
+/// Runs what builds a connector. Pingora panics on CA certificates that it cannot load; `None` lets
+/// the operator have a sentence instead.
+pub fn with_roots<T>(build: impl FnOnce() -> T + std::panic::UnwindSafe) -> Option<T> {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let built = std::panic::catch_unwind(build);
+    std::panic::set_hook(hook);
+    built.ok()
+}
+
+fn connector_options(config: &Upstream, idle_connections_max: usize) -> ConnectorOptions {
+    let mut options = ConnectorOptions::new(idle_connections_max);
+    options.ca_file = match &config.ca {
+        Some(path) => Some(path.display().to_string()),
+        None if config.tls => None,
+        // No certificate is verified on plain text, so the system's are not read for it.
+        None => Some("/dev/null".to_owned()),
+    };
+    options
+}
+
+fn health_check(config: &Upstream, health: &crate::config::HealthCheck) -> Health {
     let host = config.server_name.clone().unwrap_or_else(|| {
         let first = config.addresses.first().map_or("", String::as_str);
         first.rsplit_once(':').map_or(first, |(host, _)| host).to_owned()
     });
-    let Some(path) = path else {
-        return if config.tls { TcpHealthCheck::new_tls(&host) } else { TcpHealthCheck::new() };
+    let options = connector_options(config, HEALTH_CONNECTIONS_MAX);
+    let Some(path) = &health.path else {
+        let mut check =
+            if config.tls { TcpHealthCheck::new_tls(&host) } else { TcpHealthCheck::new() };
+        check.set_connector(TransportConnector::new(Some(options)));
+        return check;
     };
-    let mut check = HttpHealthCheck::new(&host, config.tls);
-    let mut options = ConnectorOptions::new(16);
-    options.ca_file = config.ca.as_ref().map(|path| path.display().to_string());
-    check.set_connector(Connector::new(Some(options)));
+    let mut check = HttpHealthCheck::new_custom(&host, config.tls, Connector::new(Some(options)));
     check.consecutive_failure = 2;
     check.peer_template.options.connection_timeout = Some(config.connect_timeout);
-    check.peer_template.options.read_timeout = Some(Duration::from_secs(5));
+    check.peer_template.options.read_timeout = Some(HEALTH_READ_TIMEOUT);
     if config.protocol == UpstreamProtocol::Http2 {
         check.peer_template.options.set_http_version(2, 2);
     }

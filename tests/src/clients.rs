@@ -56,7 +56,10 @@ pub fn driver(name: &str) -> Option<Command> {
             skip("target/clients/venv, made by ./x test");
             return None;
         }
-        Command::new(python)
+        let mut python = Command::new(python);
+        // Drivers share a module; its compiled form has no place among the sources.
+        python.env("PYTHONDONTWRITEBYTECODE", "1");
+        python
     } else {
         let modules = installed.join("node_modules");
         if !modules.is_dir() {

@@ -135,12 +135,6 @@ impl Provider {
         connections.iter().map(|bytes| bytes.lock().expect("not poisoned").clone()).collect()
     }
 
-    /// Forgets what it received so far, for runs that go on for long.
-    pub fn forget(&self) {
-        self.shared.received.lock().expect("not poisoned").clear();
-        self.shared.connections.lock().expect("not poisoned").clear();
-    }
-
     /// Whether these bytes came in on any connection: what was refused must not have.
     #[must_use]
     pub fn saw(&self, needle: &[u8]) -> bool {

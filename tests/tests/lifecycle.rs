@@ -75,8 +75,6 @@ fn a_new_certificate_without_a_dropped_connection() {
     let second = gateway.replace_certificate("second");
     assert_ne!(first, second.der.to_vec());
     wait_for("the new certificate", Duration::from_secs(10), || {
-        // A fresh client each time: a resumed session would not show a certificate.
-        let tls = gateway.authority().tls_client(&["http/1.1"]);
         let mut fresh = http1::connect_tls(gateway.tls_address(), &tls);
         assert_eq!(http1::exchange(&mut fresh, &get("/probe", false)).status, 200);
         (leaf(&fresh) == second.der.to_vec()).then_some(())

@@ -18,6 +18,7 @@ fn strict(provider: &Provider) -> Gateway {
         .limit("body_idle_timeout_seconds = 1.0")
         .limit("body_timeout_seconds = 3.0")
         .limit("write_timeout_seconds = 1.0")
+        .limit("drain_timeout_seconds = 1.0")
         .start()
 }
 

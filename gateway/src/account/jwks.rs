@@ -34,6 +34,7 @@ use tokio::time::{sleep, timeout};
 use crate::config::JwksSource;
 use crate::config::file::{FileStamp, read_bounded};
 use crate::limits::{JWKS_BYTES_MAX, JWKS_FETCH_TIMEOUT, JWKS_FILE_INTERVAL, JWKS_KEYS_MAX};
+use crate::upstream::with_roots;
 
 /// Bytes of an RSA modulus at least (2048 bits; RFC 7518, section 3.3).
 const RSA_MODULUS_BYTES_MIN: usize = 256;
@@ -210,7 +211,10 @@ impl KeySource {
     }
 
     async fn follow_url(&self, url: &str, refresh: Duration, gap: Duration) {
-        let connector = Connector::new(None);
+        let Some(connector) = with_roots(|| Connector::new(None)) else {
+            tracing::error!("key set not fetched: the system's CA certificates cannot be loaded");
+            return;
+        };
         loop {
             let outcome = match timeout(JWKS_FETCH_TIMEOUT, fetch(&connector, url)).await {
                 Ok(fetched) => fetched.and_then(|body| KeySet::parse(&body)),

@@ -83,8 +83,10 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
         exchanges = exchanges.with_recorder(recorder);
     }
     let namer = AccountNamer::new(&config.identity).map_err(|error| error.to_string())?;
+    let upstreams: Result<Vec<_>, _> =
+        config.upstreams.iter().cloned().map(UpstreamPool::new).collect();
     let (pools, members): (Vec<_>, Vec<_>) =
-        config.upstreams.iter().cloned().map(UpstreamPool::new).unzip();
+        upstreams.map_err(|error| error.to_string())?.into_iter().unzip();
     let mut server = server(&config, upgrade);
     for service in members {
         server.add_service(service);

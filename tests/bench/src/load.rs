@@ -107,14 +107,13 @@ async fn run_local(plan: Rc<Plan>, mut on_moment: impl FnMut(Moment)) -> io::Res
     });
     let mut lines = Vec::new();
     let connecting = async {
-        for connection in 0..plan.connections {
+        for _ in 0..plan.connections {
             match plan.reuse {
                 Reuse::Http1 => lines.push(Line::Http1(Some(plan.target.http1().await?))),
                 Reuse::New => lines.push(Line::New),
                 Reuse::Http2 => {
                     let requests = plan.target.http2().await?;
-                    let line = |_| Line::Http2 { requests: requests.clone(), slot: connection };
-                    lines.extend((0..plan.streams).map(line));
+                    lines.extend((0..plan.streams).map(|_| Line::Http2(requests.clone())));
                 }
             }
         }
@@ -169,7 +168,7 @@ struct Window {
 /// What a worker sends its requests on.
 enum Line {
     Http1(Option<Http1>),
-    Http2 { requests: SendRequest<Bytes>, slot: usize },
+    Http2(SendRequest<Bytes>),
     New,
 }
 
@@ -211,7 +210,7 @@ impl Worker {
         let target = &shared.plan.target;
         let mut on_piece = |piece: &[u8]| meter.piece(piece);
         let status = match &mut self.line {
-            Line::Http2 { requests, .. } => {
+            Line::Http2(requests) => {
                 let outcome = http2_exchange(requests, &shared.requests, number, &mut on_piece);
                 match outcome.await {
                     Ok(status) => return Ok(status),
