@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| gateway::proxy::framing::fuzz_http1(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| gateway::proxy::framing::fuzz_head(data));

@@ -1,7 +1,7 @@
 //! Native capture: what the bytes below HTTP tell of a client.
 //!
 //! ```text
-//! TCP stream -> Tee (hello bytes, both ways) -> TLS -> ClientIo (HTTP/2 tap, write gathering) -> HTTP
+//! TCP stream -> Tee (hello bytes, both ways) -> TLS -> ClientIo (HTTP tap, write gathering) -> HTTP
 //! ```
 //! Everything seen is bound to the connection's [`Connection`](crate::connection::Connection);
 //! there is no side map that could mix up two clients.
@@ -10,6 +10,7 @@ pub mod client_hello;
 pub mod client_io;
 pub mod handshake;
 pub mod hpack;
+pub mod http1;
 pub mod http2;
 pub mod ja4;
 pub mod server_hello;

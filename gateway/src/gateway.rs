@@ -8,7 +8,6 @@ use detectors::{AccountId, Observation};
 use crate::account::AccountNamer;
 use crate::admin::Readiness;
 use crate::config::Config;
-use crate::connection::Connection;
 use crate::exchanges::ExchangeLog;
 use crate::metrics::{Metrics, http_version, status_class};
 use crate::route::RouteTable;
@@ -134,7 +133,7 @@ impl Gateway {
             account = observation.account.as_ref().map(AccountId::as_str),
             route = %observation.route,
             method = observation.http.method,
-            path = observation.http.path,
+            path = observation.http.path.split('?').next().unwrap_or_default(),
             status = answer.status,
             bytes = answer.bytes,
             duration_ms = answer.duration_ms,
@@ -146,14 +145,6 @@ impl Gateway {
     /// Counts a request that the gateway answers with an error of its own.
     pub fn refused(&self, reason: &str) {
         self.metrics.refusals.with_label_values(&[reason]).inc();
-    }
-
-    /// Counts what the tap of a connection saw that no well-behaved client sends.
-    pub fn count_http2_abuse(&self, connection: &Connection) {
-        let Some(http2) = &connection.http2 else { return };
-        for (abuse, count) in http2.take_abuse() {
-            self.metrics.h2_abuse.with_label_values(&[abuse.name()]).inc_by(count);
-        }
     }
 
     /// Counts an attempt on a member.

@@ -83,6 +83,12 @@ pub const H2_PRIORITY_FRAMES_MAX: usize = 32;
 pub const H2_SETTINGS_MAX: usize = 64;
 /// Requests captured on an HTTP/2 connection and not yet claimed by the proxy.
 pub const H2_UNCLAIMED_MAX: usize = 256;
+/// Request heads read ahead on an HTTP/1 connection (pipelining) and not yet claimed.
+pub const HTTP1_UNCLAIMED_MAX: usize = 256;
+/// A chunk-size line with its extensions.
+pub const CHUNK_LINE_BYTES_MAX: usize = 256;
+/// The trailer section of a chunked request.
+pub const HTTP1_TRAILER_BYTES_MAX: usize = 8 * 1024;
 /// Response bytes gathered before a write.
 pub const WRITE_GATHER_BYTES: usize = 16 * 1024;
 /// A single event of a streamed answer that is held for reading; longer ones are passed unread.

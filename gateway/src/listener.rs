@@ -20,11 +20,12 @@ use pingora_core::server::ShutdownWatch;
 use tokio::io::AsyncReadExt;
 use tracing::{debug, info};
 
-use crate::capture::client_io::{ClientIo, WriteMode};
+use crate::capture::client_io::{ClientIo, ClientTap, WriteMode};
+use crate::capture::http1::{Http1Connection, Http1Tap};
 use crate::capture::http2::{Http2Connection, Tap, TapLimits};
 use crate::capture::tee::{Hellos, Tee};
 use crate::config::Listener;
-use crate::connection::Connection;
+use crate::connection::{Connection, Requests};
 use crate::gateway::Gateway;
 use crate::limits::{PROXY_HEADER_BYTES_MAX, WRITE_GATHER_BYTES};
 use crate::proxy::ConnectionApp;
@@ -99,13 +100,13 @@ impl ListenerApp {
             ahead = rest;
         }
         let write_mode = Arc::new(WriteMode::default());
-        let mut connection = Connection {
+        let connection = |requests| Connection {
             peer,
             client,
             listener: self.listener.clone(),
             tls: None,
             client_certificate: None,
-            http2: None,
+            requests,
             write_mode: write_mode.clone(),
         };
         match &self.acceptor {
@@ -119,34 +120,46 @@ impl ListenerApp {
                 })?;
                 let alpn = tls.selected_alpn_proto();
                 let digest = tls.get_ssl_digest();
+                let (tap, requests) = self.tap(matches!(alpn, Some(ALPN::H2)));
+                let mut connection = connection(requests);
                 connection.client_certificate = digest
                     .as_ref()
                     .map(|digest| digest.cert_digest.clone())
                     .filter(|digest| !digest.is_empty());
                 connection.tls = tls_capture(&hellos.lock(), alpn.as_ref()).map(Arc::new);
-                let tap = matches!(alpn, Some(ALPN::H2)).then(|| self.tap(&mut connection));
-                Ok((Box::new(ClientIo::new(tls, write_mode, tap, false)), Arc::new(connection)))
+                let io = ClientIo::new(tls, connection.write_mode.clone(), tap);
+                Ok((Box::new(io), Arc::new(connection)))
             }
             None => {
                 let (http2, ahead) = speaks_http2(&mut io, ahead).await?;
-                let tap = http2.then(|| self.tap(&mut connection));
-                let io = ClientIo::new(Tee::plain(io, ahead), write_mode, tap, http2);
+                let (tap, requests) = self.tap(http2);
+                let connection = connection(requests);
+                let io = ClientIo::new(Tee::plain(io, ahead), connection.write_mode.clone(), tap);
                 Ok((Box::new(io), Arc::new(connection)))
             }
         }
     }
 
-    fn tap(&self, connection: &mut Connection) -> Box<Tap> {
+    fn tap(&self, http2: bool) -> (ClientTap, Requests) {
         let limits = &self.gateway.config.limits;
-        let shared = Arc::new(Http2Connection::new(self.gateway.nonce()));
-        connection.http2 = Some(shared.clone());
-        Box::new(Tap::new(
-            shared,
-            TapLimits {
+        if http2 {
+            let counter = self.gateway.clone();
+            let shared =
+                Arc::new(Http2Connection::new(self.gateway.nonce()).on_abuse(move |abuse| {
+                    counter.metrics.h2_abuse.with_label_values(&[abuse.name()]).inc();
+                }));
+            let limits = TapLimits {
                 header_list_bytes_max: limits.header_bytes_max,
                 header_fields_max: limits.header_fields_max,
-            },
-        ))
+            };
+            let tap = Tap::new(shared.clone(), limits);
+            (ClientTap::Http2(Box::new(tap)), Requests::Http2(shared))
+        } else {
+            let shared = Arc::new(Http1Connection::default());
+            let over_tls = self.acceptor.is_some();
+            let tap = Http1Tap::new(shared.clone(), over_tls, limits.header_bytes_max);
+            (ClientTap::Http1(tap), Requests::Http1(shared))
+        }
     }
 
     /// A failed handshake still leaves its fingerprint in the log and the metrics.
@@ -204,10 +217,8 @@ impl ServerApp for ListenerApp {
             let hello = if connection.tls.is_some() { "captured" } else { "missing" };
             metrics.hellos.with_label_values(&[hello]).inc();
         }
-        let app = Arc::new(ConnectionApp::new(self.gateway.clone(), connection.clone()));
-        let ended = ServerApp::process_new(&app, io, shutdown).await;
-        self.gateway.count_http2_abuse(&connection);
-        ended
+        let app = Arc::new(ConnectionApp::new(self.gateway.clone(), connection));
+        ServerApp::process_new(&app, io, shutdown).await
     }
 }
 

@@ -36,8 +36,8 @@ use self::head::{BodyFraming, Forwarding};
 use self::relay::{Ended, Failure, Plan, RequestBody};
 use self::upstream_side::UpstreamSide;
 use crate::account::{InvalidCredential, Sender};
-use crate::capture::http2::MARKER_NAME;
-use crate::connection::Connection;
+use crate::capture::http2::{H2Abuse, MARKER_NAME};
+use crate::connection::{Connection, Requests};
 use crate::gateway::Gateway;
 use crate::limits::Limits;
 use crate::upstream::UpstreamPool;
@@ -62,6 +62,8 @@ struct Received {
     route: Arc<str>,
     /// Whether the client waits for a 100 before it sends its body.
     expects_continue: bool,
+    /// Whether what is left of the body can still be read.
+    body_lost: bool,
 }
 
 /// What came to be known of a request on its way; filled as far as it got.
@@ -160,7 +162,7 @@ impl ConnectionApp {
         received: &mut Received,
         progress: &mut Progress,
     ) -> Result<RequestBody, Refusal> {
-        if session.is_body_empty() || session.is_upgrade_req() {
+        if session.is_body_empty() || head::is_websocket(session.req_header()) {
             return Ok(RequestBody::None);
         }
         if received.expects_continue {
@@ -182,9 +184,12 @@ impl ConnectionApp {
             }
             _ => return Err(self.body_refusal(received, &BodyError::UnsupportedEncoding)),
         };
-        let whole = body::read_whole(session, declared, limits)
-            .await
-            .map_err(|error| self.body_refusal(received, &error))?;
+        let whole = body::read_whole(session, &self.connection, declared, limits).await.map_err(
+            |error| {
+                received.body_lost = !matches!(error, BodyError::TooLarge);
+                self.body_refusal(received, &error)
+            },
+        )?;
         self.gateway.metrics.body_bytes.with_label_values(&["in"]).inc_by(whole.len() as u64);
         let plain = body::decoded(&whole, encoding.as_deref(), limits.decoded_body_bytes_max)
             .map_err(|error| self.body_refusal(received, &error))?;
@@ -214,7 +219,11 @@ impl ConnectionApp {
     ) -> Result<Served, Refusal> {
         let upstream = pool.config();
         let needs_http2 = received.format == Format::Grpc;
-        let websocket = session.is_upgrade_req();
+        let websocket = head::is_websocket(session.req_header());
+        if websocket {
+            // The tap does not follow what comes after the handshake, taken up or not.
+            session.set_keepalive(None);
+        }
         let mut tried = Vec::new();
         let mut attempts = 0;
         loop {
@@ -332,7 +341,7 @@ impl ConnectionApp {
             limits: &self.gateway.config.limits,
             format: received.format,
             request_id: &received.request_id,
-            write_mode: &self.connection.write_mode,
+            connection: &self.connection,
             metrics: &self.gateway.metrics,
             started: received.started,
         })
@@ -353,11 +362,7 @@ impl ConnectionApp {
         let http = self.capture(session)?;
         let head = session.req_header();
         if http.headers.len() > limits.header_fields_max {
-            self.gateway.refused("header_fields");
-            return Err(Some(Refusal::new(
-                RefusalKind::HeaderTooLarge,
-                format!("more than {} header fields", limits.header_fields_max),
-            )));
+            return Err(Some(self.framing_refusal(FramingFault::HeadTooLarge)));
         }
         let path = String::from_utf8_lossy(head.raw_path());
         let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
@@ -377,6 +382,7 @@ impl ConnectionApp {
             format,
             route: "".into(),
             expects_continue,
+            body_lost: false,
         })
     }
 
@@ -402,13 +408,9 @@ impl ConnectionApp {
             Ok(Ok(false)) => Err(None),
             Ok(Err(error)) if *error.etype() == ErrorType::InvalidHTTPHeader => {
                 debug!(peer = %self.connection.peer, "malformed request head");
-                let text = error.to_string();
-                if text.contains("larger than") {
-                    self.gateway.refused("header_bytes");
-                    Err(Some(Refusal::new(RefusalKind::HeaderTooLarge, "request head too large")))
-                } else {
-                    Err(Some(self.framing_refusal(FramingFault::MalformedHead)))
-                }
+                // The tap has read the same bytes and says what is wrong with them.
+                let fault = self.connection.fault().unwrap_or(FramingFault::MalformedHead);
+                Err(Some(self.framing_refusal(fault)))
             }
             Ok(Err(error)) => {
                 debug!(peer = %self.connection.peer, %error, "no request");
@@ -421,35 +423,35 @@ impl ConnectionApp {
         }
     }
 
+    /// Takes the capture of the request that pingora has read.
     fn capture(&self, session: &mut ServerSession) -> Result<HttpCapture, Option<Refusal>> {
-        let limits = &self.gateway.config.limits;
-        if let Some(http1) = session.as_http1() {
-            let raw = http1.get_headers_raw_bytes();
-            if raw.len() > limits.header_bytes_max {
-                self.gateway.refused("header_bytes");
-                let message = format!("request head larger than {} bytes", limits.header_bytes_max);
-                return Err(Some(Refusal::new(RefusalKind::HeaderTooLarge, message)));
+        match &self.connection.requests {
+            Requests::Http1(http1) => {
+                let request = http1.claim().map_err(|fault| Some(self.framing_refusal(fault)))?;
+                Ok(head::capture(session.req_header(), &request.headers, None))
             }
-            let fields = framing::read_http1(&raw, self.connection.tls.is_some())
-                .map_err(|fault| Some(self.framing_refusal(fault)))?;
-            return Ok(head::capture_http1(session.req_header(), &fields));
+            Requests::Http2(http2) => {
+                let head = session.req_header_mut();
+                let markers = head.headers.get_all(MARKER_NAME).iter().map(HeaderValue::as_bytes);
+                let claimed = http2.claim(markers);
+                head.remove_header(MARKER_NAME);
+                let Some(request) = claimed else {
+                    // Some header block blinded the tap. Serving on would let a client choose not
+                    // to be seen.
+                    self.gateway.metrics.capture_missed.inc();
+                    return Err(Some(self.framing_refusal(FramingFault::Http2Fields)));
+                };
+                match request.abuse {
+                    None => {}
+                    Some(H2Abuse::TooManyFields | H2Abuse::HeaderListTooLarge) => {
+                        return Err(Some(self.framing_refusal(FramingFault::HeadTooLarge)));
+                    }
+                    Some(_) => return Err(Some(self.framing_refusal(FramingFault::Http2Fields))),
+                }
+                let seen = request.capture();
+                Ok(head::capture(session.req_header(), &request.headers, Some(seen)))
+            }
         }
-        let head = session.req_header_mut();
-        let markers = head.headers.get_all(MARKER_NAME).iter().map(HeaderValue::as_bytes);
-        let claimed = self.connection.http2.as_ref().and_then(|http2| http2.claim(markers));
-        head.remove_header(MARKER_NAME);
-        let Some(request) = claimed else {
-            // Some header block blinded the tap. Serving on would let a client choose not to be
-            // seen.
-            self.gateway.metrics.capture_missed.inc();
-            return Err(Some(self.framing_refusal(FramingFault::Http2Fields)));
-        };
-        if request.abuse.is_some() {
-            self.gateway.count_http2_abuse(&self.connection);
-            return Err(Some(self.framing_refusal(FramingFault::Http2Fields)));
-        }
-        let seen = request.capture();
-        Ok(head::capture_http2(session.req_header(), &request.headers, Some(seen)))
     }
 
     /// The connection's own TLS fingerprint, or the one that a listed load balancer passes on.
@@ -480,6 +482,16 @@ impl ConnectionApp {
 
     fn framing_refusal(&self, fault: FramingFault) -> Refusal {
         self.gateway.metrics.framing_refused.with_label_values(&[fault.name()]).inc();
+        if fault == FramingFault::HeadTooLarge {
+            let limits = &self.gateway.config.limits;
+            return Refusal::new(
+                RefusalKind::HeaderTooLarge,
+                format!(
+                    "a request head may have {} bytes and {} fields",
+                    limits.header_bytes_max, limits.header_fields_max
+                ),
+            );
+        }
         Refusal::new(
             RefusalKind::BadRequest,
             format!("the request's framing is ambiguous or malformed ({})", fault.name()),
@@ -587,7 +599,7 @@ impl HttpServerApp for ConnectionApp {
         let served = self.serve(&mut session, &mut received, &mut progress).await;
         let reusable = matches!(served, Ok(Served::Answered(_)) | Err(_));
         // A client that waits for a 100 sends no body unless it is asked to.
-        let may_drain = reusable && !received.expects_continue;
+        let may_drain = reusable && !received.expects_continue && !received.body_lost;
         let answer = match served {
             Ok(Served::Answered(answer) | Served::Broken(answer)) => answer,
             Err(mut refusal) => {

@@ -47,7 +47,13 @@ fn proxy_v2() {
 #[test]
 fn http1_head() {
     let seed = b"POST /v1/messages HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nX-A: b\r\n\r\n";
-    smoke(gateway::proxy::framing::fuzz_http1, &[seed]);
+    smoke(gateway::proxy::framing::fuzz_head, &[seed]);
+}
+
+#[test]
+fn http1() {
+    let seed = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;a=b\r\nabc\r\n0\r\nA: b\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    smoke(gateway::capture::http1::fuzz_http1, &[seed]);
 }
 
 #[test]

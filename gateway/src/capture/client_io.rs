@@ -18,6 +18,7 @@ use pingora_core::protocols::{ALPN, IO, Shutdown, Ssl};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::delegate_digests;
+use super::http1::Http1Tap;
 use super::http2::{Passage, Tap};
 use crate::limits::WRITE_GATHER_BYTES;
 
@@ -46,23 +47,29 @@ impl WriteMode {
     }
 }
 
+/// Follows what a client sends, by the protocol that is spoken.
+pub enum ClientTap {
+    /// HTTP/1: sees the bytes.
+    Http1(Http1Tap),
+    /// HTTP/2: sees the bytes, and marks each request.
+    Http2(Box<Tap>),
+}
+
 /// The stream that HTTP is spoken on.
 pub struct ClientIo<S> {
     io: S,
     mode: Arc<WriteMode>,
-    tap: Option<Box<Tap>>,
+    tap: ClientTap,
     /// Bytes that the tap put in the place of what was read.
     replaced: Bytes,
     gathered: BytesMut,
-    /// HTTP/2 by prior knowledge on a plain-text listener, where ALPN cannot say it.
-    prior_knowledge: bool,
 }
 
 impl<S: IO> ClientIo<S> {
-    /// Wraps a decrypted (or plain) stream. With a `tap` the stream is spoken HTTP/2 on.
+    /// Wraps a decrypted (or plain) stream. The tap decides which HTTP is spoken on it.
     #[must_use]
-    pub fn new(io: S, mode: Arc<WriteMode>, tap: Option<Box<Tap>>, prior_knowledge: bool) -> Self {
-        Self { io, mode, tap, replaced: Bytes::new(), gathered: BytesMut::new(), prior_knowledge }
+    pub fn new(io: S, mode: Arc<WriteMode>, tap: ClientTap) -> Self {
+        Self { io, mode, tap, replaced: Bytes::new(), gathered: BytesMut::new() }
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -101,7 +108,15 @@ impl<S: IO> AsyncRead for ClientIo<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let me = &mut *self;
-        let Some(tap) = &mut me.tap else { return Pin::new(&mut me.io).poll_read(cx, buf) };
+        let tap = match &mut me.tap {
+            ClientTap::Http2(tap) => tap,
+            ClientTap::Http1(tap) => {
+                let start = buf.filled().len();
+                ready!(Pin::new(&mut me.io).poll_read(cx, buf))?;
+                tap.feed(&buf.filled()[start..]);
+                return Poll::Ready(Ok(()));
+            }
+        };
         loop {
             if !me.replaced.is_empty() {
                 let n = me.replaced.len().min(buf.remaining());
@@ -201,7 +216,11 @@ impl<S: IO> Ssl for ClientIo<S> {
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        if self.prior_knowledge { Some(ALPN::H2) } else { self.io.selected_alpn_proto() }
+        // Also where ALPN did not say so: HTTP/2 by prior knowledge on plain text.
+        match self.tap {
+            ClientTap::Http1(_) => Some(ALPN::H1),
+            ClientTap::Http2(_) => Some(ALPN::H2),
+        }
     }
 }
 
@@ -209,7 +228,8 @@ delegate_digests!(ClientIo<S> where S, io);
 
 impl<S> std::fmt::Debug for ClientIo<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ClientIo").field("tapped", &self.tap.is_some()).finish_non_exhaustive()
+        let http2 = matches!(self.tap, ClientTap::Http2(_));
+        f.debug_struct("ClientIo").field("http2", &http2).finish_non_exhaustive()
     }
 }
 
@@ -222,7 +242,8 @@ mod tests {
     fn stream() -> (ClientIo<DuplexStream>, DuplexStream, Arc<WriteMode>) {
         let (near, far) = duplex(1 << 20);
         let mode = Arc::new(WriteMode::default());
-        (ClientIo::new(near, mode.clone(), None, false), far, mode)
+        let tap = Http1Tap::new(Arc::default(), true, 1024);
+        (ClientIo::new(near, mode.clone(), ClientTap::Http1(tap)), far, mode)
     }
 
     async fn arrived(far: &mut DuplexStream) -> Vec<u8> {

@@ -215,9 +215,9 @@ impl fmt::Debug for H2Request {
 }
 
 /// What the tap of a connection has seen, shared with the proxy.
-#[derive(Debug)]
 pub struct Http2Connection {
     nonce: u64,
+    on_abuse: Option<Box<dyn Fn(H2Abuse) + Send + Sync>>,
     seen: Mutex<Seen>,
 }
 
@@ -227,15 +227,28 @@ struct Seen {
     unclaimed: VecDeque<H2Request>,
     unclaimed_bytes: usize,
     dropped: u64,
-    abuse: [u64; H2Abuse::ALL.len()],
     lost: Option<H2Abuse>,
+}
+
+impl fmt::Debug for Http2Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Http2Connection").field("seen", &self.seen).finish_non_exhaustive()
+    }
 }
 
 impl Http2Connection {
     /// A connection whose markers carry `nonce`, which the client must not be able to guess.
     #[must_use]
     pub fn new(nonce: u64) -> Self {
-        Self { nonce, seen: Mutex::default() }
+        Self { nonce, on_abuse: None, seen: Mutex::default() }
+    }
+
+    /// Has each abuse told to `counter` when it is seen: h2 refuses most of these requests itself,
+    /// so that no request comes of them that could tell.
+    #[must_use]
+    pub fn on_abuse(mut self, counter: impl Fn(H2Abuse) + Send + Sync + 'static) -> Self {
+        self.on_abuse = Some(Box::new(counter));
+        self
     }
 
     /// The capture of the request that carries these values of [`MARKER_NAME`]. The last one
@@ -257,13 +270,6 @@ impl Http2Connection {
         self.seen.lock().lost
     }
 
-    /// The kinds of abuse seen since the last call, with their counts.
-    #[must_use]
-    pub fn take_abuse(&self) -> Vec<(H2Abuse, u64)> {
-        let counts = std::mem::take(&mut self.seen.lock().abuse);
-        H2Abuse::ALL.into_iter().zip(counts).filter(|(_, count)| *count > 0).collect()
-    }
-
     /// Captures that were dropped unclaimed because too many waited: the driver refused their
     /// requests, or is far behind.
     #[must_use]
@@ -278,10 +284,10 @@ impl Http2Connection {
     }
 
     fn push(&self, request: H2Request, bytes_max: usize) {
-        let mut seen = self.seen.lock();
-        if let Some(abuse) = request.abuse {
-            seen.abuse[abuse as usize] += 1;
+        if let (Some(abuse), Some(counter)) = (request.abuse, &self.on_abuse) {
+            counter(abuse);
         }
+        let mut seen = self.seen.lock();
         seen.unclaimed_bytes += request.bytes();
         seen.unclaimed.push_back(request);
         while seen.unclaimed.len() > H2_UNCLAIMED_MAX || seen.unclaimed_bytes > bytes_max {
@@ -292,9 +298,10 @@ impl Http2Connection {
     }
 
     fn lose(&self, abuse: H2Abuse) {
-        let mut seen = self.seen.lock();
-        seen.abuse[abuse as usize] += 1;
-        seen.lost = Some(abuse);
+        if let Some(counter) = &self.on_abuse {
+            counter(abuse);
+        }
+        self.seen.lock().lost = Some(abuse);
     }
 
     fn marker(&self, stream_id: u32) -> String {
@@ -1429,11 +1436,21 @@ mod tests {
             assert_eq!(driven.blocks[at], marked(stream_id, list));
         }
         assert_eq!(connection.lost(), None);
-        let counts = connection.take_abuse();
-        let count = |abuse| counts.iter().find(|(kind, _)| *kind == abuse).map(|(_, count)| *count);
-        assert_eq!(count(H2Abuse::ConnectionSpecific), Some(5));
-        assert_eq!(counts.iter().map(|(_, count)| count).sum::<u64>(), 17);
-        assert_eq!(connection.take_abuse(), [], "taken once");
+        let (counted, connection) = counting();
+        run(&mut Tap::new(connection, LIMITS), &bytes, bytes.len());
+        let counted = counted.lock();
+        let specific = counted.iter().filter(|abuse| **abuse == H2Abuse::ConnectionSpecific);
+        assert_eq!(specific.count(), 5);
+        assert_eq!(counted.len(), 17);
+    }
+
+    /// A connection that tells each abuse.
+    fn counting() -> (Arc<Mutex<Vec<H2Abuse>>>, Arc<Http2Connection>) {
+        let counted = Arc::new(Mutex::new(Vec::new()));
+        let counter = counted.clone();
+        let connection =
+            Http2Connection::new(NONCE).on_abuse(move |abuse| counter.lock().push(abuse));
+        (counted, Arc::new(connection))
     }
 
     #[test]
@@ -1485,11 +1502,11 @@ mod tests {
             let mut client = Client::new();
             let bytes = [opening(), frames.clone(), client.request(5, &get("/after"))].concat();
             for step in [1, 5, bytes.len()] {
-                let connection = Arc::new(Http2Connection::new(NONCE));
+                let (counted, connection) = counting();
                 let output = run(&mut Tap::new(connection.clone(), LIMITS), &bytes, step);
                 assert!(output == bytes, "case {at}: not a byte is changed");
                 assert_eq!(connection.lost(), Some(*expected), "case {at}");
-                assert_eq!(connection.take_abuse(), [(*expected, 1)]);
+                assert_eq!(*counted.lock(), [*expected]);
                 assert_eq!(connection.unclaimed(), 0);
             }
         }

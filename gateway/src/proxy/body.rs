@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use pingora_core::protocols::http::ServerSession;
+use pingora_error::ErrorType;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::framing::FramingFault;
+use crate::connection::Connection;
 use crate::limits::Limits;
 
 /// Why a body could not be read.
@@ -33,6 +35,7 @@ pub enum BodyError {
 /// See [`BodyError`]; nothing of the request has reached the upstream then.
 pub async fn read_whole(
     session: &mut ServerSession,
+    connection: &Connection,
     declared: Option<u64>,
     limits: &Limits,
 ) -> Result<Bytes, BodyError> {
@@ -41,7 +44,7 @@ pub async fn read_whole(
         return Err(BodyError::TooLarge);
     }
     let deadline = Instant::now() + limits.body_timeout;
-    let Some(first) = read_piece(session, limits, deadline).await? else {
+    let Some(first) = read_piece(session, connection, limits, deadline).await? else {
         return Ok(Bytes::new());
     };
     // Most prompts arrive in one piece: it is used as it is.
@@ -52,7 +55,7 @@ pub async fn read_whole(
     let expected = declared.map_or(0, |length| length as usize).min(1 << 20);
     let mut body = BytesMut::with_capacity(expected.max(first.len() * 2));
     body.extend_from_slice(&first);
-    while let Some(piece) = read_piece(session, limits, deadline).await? {
+    while let Some(piece) = read_piece(session, connection, limits, deadline).await? {
         if body.len() + piece.len() > max {
             return Err(BodyError::TooLarge);
         }
@@ -63,6 +66,7 @@ pub async fn read_whole(
 
 async fn read_piece(
     session: &mut ServerSession,
+    connection: &Connection,
     limits: &Limits,
     deadline: Instant,
 ) -> Result<Option<Bytes>, BodyError> {
@@ -70,17 +74,16 @@ async fn read_piece(
         return Ok(None);
     }
     let until = deadline.min(Instant::now() + limits.body_idle_timeout);
-    match timeout_at(until, session.read_request_body()).await {
+    let read = timeout_at(until, session.read_request_body()).await;
+    if let Some(fault) = connection.fault() {
+        // The tap is stricter than pingora and saw the bytes first.
+        return Err(BodyError::Framing(fault));
+    }
+    match read {
         Err(_) => Err(BodyError::TimedOut),
         Ok(Ok(piece)) => Ok(piece),
-        Ok(Err(error)) => Err(match error.etype() {
-            pingora_error::ErrorType::Custom("InvalidChunk")
-            | pingora_error::ErrorType::CustomCode("InvalidChunk", _) => {
-                BodyError::Framing(FramingFault::Chunks)
-            }
-            pingora_error::ErrorType::ReadTimedout => BodyError::TimedOut,
-            _ => BodyError::Gone(error.to_string()),
-        }),
+        Ok(Err(error)) if *error.etype() == ErrorType::ReadTimedout => Err(BodyError::TimedOut),
+        Ok(Err(error)) => Err(BodyError::Gone(error.to_string())),
     }
 }
 

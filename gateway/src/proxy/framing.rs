@@ -7,8 +7,10 @@
 /// Why a request head is refused. The names are metric labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FramingFault {
-    /// The head could not be parsed at all.
+    /// The head could not be parsed at all, or its first line is not three words.
     MalformedHead,
+    /// The head is larger than is taken.
+    HeadTooLarge,
     /// A line ends without CR LF, or a CR stands alone.
     BareLineBreak,
     /// A header line is continued on the next one (obs-fold).
@@ -42,6 +44,7 @@ impl FramingFault {
     pub fn name(self) -> &'static str {
         match self {
             Self::MalformedHead => "malformed_head",
+            Self::HeadTooLarge => "head_too_large",
             Self::BareLineBreak => "bare_line_break",
             Self::Folded => "obs_fold",
             Self::FieldName => "field_name",
@@ -67,16 +70,40 @@ pub struct FieldLine<'a> {
     pub value: &'a [u8],
 }
 
-/// Reads the field lines of a raw HTTP/1 request head and refuses ambiguous ones.
+/// How long a request's body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyLength {
+    /// There is none.
+    None,
+    /// As the Content-Length says, in bytes.
+    Known(u64),
+    /// As its chunks say.
+    Chunked,
+}
+
+/// A sound HTTP/1 request head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Http1Head<'a> {
+    /// Field lines in order.
+    pub fields: Vec<FieldLine<'a>>,
+    /// Length of the body that follows.
+    pub body: BodyLength,
+    /// Whether another protocol is asked for.
+    pub upgrade: bool,
+}
+
+/// Reads a raw HTTP/1 request head, from the request line to the empty line, and refuses it where
+/// it is ambiguous.
 ///
 /// `over_tls` tells whether an upgrade to h2c can be meant honestly (RFC 9113, section 3.1: it
 /// cannot over TLS).
 ///
 /// # Errors
 /// The first fault found.
-pub fn read_http1(raw: &[u8], over_tls: bool) -> Result<Vec<FieldLine<'_>>, FramingFault> {
+pub fn read_http1(raw: &[u8], over_tls: bool) -> Result<Http1Head<'_>, FramingFault> {
     let mut lines = lines(raw);
     let request_line = lines.next().ok_or(FramingFault::MalformedHead)??;
+    check_request_line(request_line)?;
     let http10 = request_line.ends_with(b"HTTP/1.0");
     let mut fields = Vec::with_capacity(16);
     for line in lines {
@@ -86,29 +113,38 @@ pub fn read_http1(raw: &[u8], over_tls: bool) -> Result<Vec<FieldLine<'_>>, Fram
         }
         fields.push(field(line)?);
     }
-    check(&fields, http10, over_tls)?;
-    Ok(fields)
+    let (body, upgrade) = check(&fields, http10, over_tls)?;
+    Ok(Http1Head { fields, body, upgrade })
 }
 
-fn check(fields: &[FieldLine<'_>], http10: bool, over_tls: bool) -> Result<(), FramingFault> {
-    let (mut lengths, mut encodings, mut hosts) = (0, 0, 0);
+/// `method SP request-target SP HTTP-version` (RFC 9112, section 3), nothing looser.
+fn check_request_line(line: &[u8]) -> Result<(), FramingFault> {
+    let mut words = line.split(|b| *b == b' ');
+    let (method, target, version) = (words.next(), words.next(), words.next());
+    let sound = method.is_some_and(|m| !m.is_empty() && m.iter().all(|b| is_token_byte(*b)))
+        && target.is_some_and(|t| !t.is_empty() && t.iter().all(|b| *b > 0x20 && *b != 0x7f))
+        && matches!(version, Some(b"HTTP/1.1" | b"HTTP/1.0"))
+        && words.next().is_none();
+    if sound { Ok(()) } else { Err(FramingFault::MalformedHead) }
+}
+
+fn check(
+    fields: &[FieldLine<'_>],
+    http10: bool,
+    over_tls: bool,
+) -> Result<(BodyLength, bool), FramingFault> {
+    let (mut lengths, mut encodings, mut hosts) = (0_u32, 0_u32, 0_u32);
+    let mut body = BodyLength::None;
+    let mut upgrade = false;
     for field in fields {
         match field.name.len() {
             14 if field.name.eq_ignore_ascii_case(b"content-length") => {
                 lengths += 1;
-                let plain = !field.value.is_empty()
-                    && field.value.len() <= 19
-                    && field.value.iter().all(u8::is_ascii_digit);
-                if !plain {
-                    return Err(if field.value.contains(&b',') {
-                        FramingFault::SeveralLengths
-                    } else {
-                        FramingFault::InvalidLength
-                    });
-                }
+                body = BodyLength::Known(read_length(field.value)?);
             }
             17 if field.name.eq_ignore_ascii_case(b"transfer-encoding") => {
                 encodings += 1;
+                body = BodyLength::Chunked;
                 if http10 || !field.value.eq_ignore_ascii_case(b"chunked") {
                     return Err(FramingFault::TransferEncoding);
                 }
@@ -119,6 +155,8 @@ fn check(fields: &[FieldLine<'_>], http10: bool, over_tls: bool) -> Result<(), F
                 if over_tls && !websocket {
                     return Err(FramingFault::Upgrade);
                 }
+                // Clients offer h2c on plain text (curl, Java); the offer is not taken up.
+                upgrade |= websocket;
             }
             _ => {}
         }
@@ -128,8 +166,20 @@ fn check(fields: &[FieldLine<'_>], http10: bool, over_tls: bool) -> Result<(), F
         (2.., _) => Err(FramingFault::SeveralLengths),
         (_, 2..) => Err(FramingFault::TransferEncoding),
         _ if hosts > 1 || (hosts == 0 && !http10) => Err(FramingFault::Host),
-        _ => Ok(()),
+        _ => Ok((body, upgrade)),
     }
+}
+
+/// A plain number, and only one (RFC 9110, section 8.6).
+fn read_length(value: &[u8]) -> Result<u64, FramingFault> {
+    if value.contains(&b',') {
+        return Err(FramingFault::SeveralLengths);
+    }
+    let plain = !value.is_empty() && value.len() <= 18 && value.iter().all(u8::is_ascii_digit);
+    if !plain {
+        return Err(FramingFault::InvalidLength);
+    }
+    Ok(value.iter().fold(0, |length, digit| length * 10 + u64::from(digit - b'0')))
 }
 
 /// Splits at CR LF; a CR or LF anywhere else is a fault.
@@ -175,9 +225,11 @@ fn is_token_byte(byte: u8) -> bool {
 }
 
 #[doc(hidden)]
-pub fn fuzz_http1(data: &[u8]) {
-    if let Ok(fields) = read_http1(data, true) {
-        assert!(fields.iter().map(|f| f.name.len() + f.value.len()).sum::<usize>() <= data.len());
+pub fn fuzz_head(data: &[u8]) {
+    if let Ok(head) = read_http1(data, true) {
+        assert!(
+            head.fields.iter().map(|f| f.name.len() + f.value.len()).sum::<usize>() <= data.len()
+        );
     }
 }
 
@@ -246,6 +298,38 @@ mod tests {
     }
 
     #[test]
+    fn a_request_line_has_three_words() {
+        for line in [
+            "GET /a /x HTTP/1.1",
+            "GET  / HTTP/1.1",
+            "GET /",
+            "GET / HTTP/2.0",
+            "GET / http/1.1",
+            "GET /\t HTTP/1.1",
+            "G(T / HTTP/1.1",
+            " GET / HTTP/1.1",
+        ] {
+            let raw = format!("{line}\r\nHost: a\r\n\r\n");
+            assert_eq!(
+                read_http1(raw.as_bytes(), true),
+                Err(FramingFault::MalformedHead),
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_bodys_length_is_read() {
+        let body = |fields: &str| {
+            let raw = format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+            read_http1(raw.as_bytes(), true).unwrap().body
+        };
+        assert_eq!(body(""), BodyLength::None);
+        assert_eq!(body("Content-Length: 0042\r\n"), BodyLength::Known(42));
+        assert_eq!(body("Transfer-Encoding: Chunked\r\n"), BodyLength::Chunked);
+    }
+
+    #[test]
     fn plain_text_clients_may_offer_h2c() {
         let head = b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\n\r\n";
         assert!(read_http1(head, false).is_ok());
@@ -253,7 +337,8 @@ mod tests {
 
     #[test]
     fn fields_keep_order_and_case() {
-        let fields = read_http1(b"GET / HTTP/1.1\r\nhOsT: a\r\nX-b:  c \r\n\r\n", true).unwrap();
+        let head = read_http1(b"GET / HTTP/1.1\r\nhOsT: a\r\nX-b:  c \r\n\r\n", true).unwrap();
+        let fields = head.fields;
         assert_eq!(fields[0], FieldLine { name: b"hOsT", value: b"a" });
         assert_eq!(fields[1], FieldLine { name: b"X-b", value: b"c" });
     }
@@ -261,12 +346,12 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(data in proptest::collection::vec(any::<u8>(), 0..512)) {
-            fuzz_http1(&data);
+            fuzz_head(&data);
         }
 
         #[test]
         fn no_head_like_bytes_make_it_panic(data in "[a-z:\\r\\n \\t,0-9]{0,200}") {
-            fuzz_http1(format!("GET / HTTP/1.1\r\n{data}\r\n\r\n").as_bytes());
+            fuzz_head(format!("GET / HTTP/1.1\r\n{data}\r\n\r\n").as_bytes());
         }
     }
 }

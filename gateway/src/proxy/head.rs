@@ -10,7 +10,6 @@ use http::{Method, Version, uri};
 use pingora_error::{Error, ErrorType, OrErr};
 use pingora_http::{RequestHeader, ResponseHeader};
 
-use super::framing::FieldLine;
 use crate::account::{header_value_kept, redact_path};
 use crate::connection::Connection;
 use crate::limits::REQUEST_ID_BYTES_MAX;
@@ -21,31 +20,19 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// Captures an HTTP/1 request.
+/// Captures a request from its header block in wire order.
 #[must_use]
-pub fn capture_http1(head: &RequestHeader, fields: &[FieldLine<'_>]) -> HttpCapture {
-    HttpCapture {
-        version: if head.version == Version::HTTP_10 {
-            HttpVersion::Http10
-        } else {
-            HttpVersion::Http11
-        },
-        method: head.method.as_str().to_owned(),
-        path: redact_path(&String::from_utf8_lossy(head.raw_path())),
-        headers: fields.iter().map(|field| header_field(field.name, field.value)).collect(),
-        h2: None,
-    }
-}
-
-/// Captures an HTTP/2 request from its header block in wire order.
-#[must_use]
-pub fn capture_http2(
+pub fn capture(
     head: &RequestHeader,
     block: &[(Bytes, Bytes)],
     h2: Option<Http2Capture>,
 ) -> HttpCapture {
     HttpCapture {
-        version: HttpVersion::Http2,
+        version: match head.version {
+            Version::HTTP_2 => HttpVersion::Http2,
+            Version::HTTP_10 => HttpVersion::Http10,
+            _ => HttpVersion::Http11,
+        },
         method: head.method.as_str().to_owned(),
         path: redact_path(&String::from_utf8_lossy(head.raw_path())),
         headers: block
@@ -55,6 +42,22 @@ pub fn capture_http2(
             .collect(),
         h2,
     }
+}
+
+/// Whether a request opens a WebSocket over HTTP/1.1 (RFC 6455, section 4.1).
+#[must_use]
+pub fn is_websocket(head: &RequestHeader) -> bool {
+    let names_upgrade = |value: &HeaderValue| {
+        let mut options = value.as_bytes().split(|b| *b == b',');
+        options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
+    };
+    head.version == Version::HTTP_11
+        && head.method == Method::GET
+        && head
+            .headers
+            .get(header::UPGRADE)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+        && head.headers.get_all(header::CONNECTION).iter().any(names_upgrade)
 }
 
 fn header_field(name: &[u8], value: &[u8]) -> HeaderField {
@@ -332,6 +335,7 @@ mod tests {
 
     use super::*;
     use crate::config::{FingerprintHeaders, Listener};
+    use crate::connection::Requests;
 
     fn connection(trusted: bool) -> Connection {
         let from = if trusted { vec!["192.0.2.0/24".parse().unwrap()] } else { vec![] };
@@ -347,7 +351,7 @@ mod tests {
             }),
             tls: None,
             client_certificate: None,
-            http2: None,
+            requests: Requests::Http1(Arc::default()),
             write_mode: Arc::default(),
         }
     }

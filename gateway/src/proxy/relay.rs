@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use detectors::{Answer, Format};
-use http::{StatusCode, Version, header};
+use http::{Method, StatusCode, Version, header};
 use pingora_core::protocols::http::ServerSession;
 use pingora_error::{Error, ErrorType};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -14,6 +14,7 @@ use super::head::{REQUEST_ID, strip_hop_by_hop_response};
 use super::upstream_side::{Event, UpstreamSide};
 use crate::capture::client_io::WriteMode;
 use crate::config::Upstream;
+use crate::connection::Connection;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::wire::AnswerReader;
@@ -43,8 +44,8 @@ pub struct Plan<'a> {
     pub format: Format,
     /// Name of the exchange, told to the client unless the upstream names it.
     pub request_id: &'a str,
-    /// When the client's bytes leave.
-    pub write_mode: &'a Arc<WriteMode>,
+    /// The client's connection.
+    pub connection: &'a Connection,
     /// Counters.
     pub metrics: &'a Metrics,
     /// When the request arrived.
@@ -82,7 +83,7 @@ pub async fn run(
     plan: Plan<'_>,
 ) -> Ended {
     let mut relay = Relay {
-        write_mode: plan.write_mode.clone(),
+        write_mode: plan.connection.write_mode.clone(),
         reader: None,
         gathered: BytesMut::new(),
         started: plan.started,
@@ -236,6 +237,11 @@ impl Relay {
             };
         }
         self.body_consumed = true;
+        if let Some(fault) = plan.connection.fault() {
+            // Cut off before its end, the request is never complete at the upstream.
+            plan.metrics.framing_refused.with_label_values(&[fault.name()]).inc();
+            return Err(Fault::Client(Error::explain(ErrorType::InvalidHTTPHeader, fault.name())));
+        }
         let end = piece.is_none() || session.is_body_done();
         let piece = piece.unwrap_or_default();
         count_in(plan, piece.len());
@@ -302,6 +308,12 @@ impl Relay {
         }
         if !head.headers.contains_key(REQUEST_ID) {
             let _ = head.insert_header(REQUEST_ID, plan.request_id);
+        }
+        let without_body = session.req_header().method == Method::HEAD
+            || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        if end && !upgrade && !without_body && !head.headers.contains_key(header::CONTENT_LENGTH) {
+            // All of it is at hand. Without a length HTTP/1 would end it with the connection.
+            let _ = head.insert_header(header::CONTENT_LENGTH, self.gathered.len());
         }
         let known_length = head.headers.contains_key(header::CONTENT_LENGTH);
         head.set_version(Version::HTTP_11);

@@ -179,11 +179,7 @@ fn whole() -> Rendered {
          x-request-id: req_bench\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );
-    Rendered {
-        first: (head + &body).into(),
-        paced: Vec::new(),
-        body_bytes: body.len() as u64,
-    }
+    Rendered { first: (head + &body).into(), paced: Vec::new(), body_bytes: body.len() as u64 }
 }
 
 #[cfg(test)]
@@ -203,7 +199,8 @@ mod tests {
         for kind in KINDS {
             assert_eq!(Kind::of_target(&kind.target()), Some(kind));
         }
-        for target in ["/", "/v1/models", "/v1/chat/completions?events=x", "/v1/chat/completions?events=0"]
+        for target in
+            ["/", "/v1/models", "/v1/chat/completions?events=x", "/v1/chat/completions?events=0"]
         {
             assert_eq!(Kind::of_target(target), None, "{target}");
         }

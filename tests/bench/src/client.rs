@@ -13,7 +13,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
 use crate::http1::{Body, Head, Start};
@@ -63,6 +63,18 @@ impl Target {
             let certificate = certificate.map_err(io::Error::other)?;
             roots.add(certificate).map_err(io::Error::other)?;
         }
+        Self::with_roots(address, &roots)
+    }
+
+    /// An address with TLS whose certificate is believed by nobody: every handshake fails.
+    ///
+    /// # Errors
+    /// When the library refuses the settings.
+    pub fn distrusting(address: SocketAddr) -> io::Result<Self> {
+        Self::with_roots(address, &RootCertStore::empty())
+    }
+
+    fn with_roots(address: SocketAddr, roots: &RootCertStore) -> io::Result<Self> {
         let connector = |alpn: &[u8]| -> io::Result<TlsConnector> {
             // One key exchange group for every proxy, whatever else they could agree on.
             let provider = CryptoProvider {
@@ -102,7 +114,21 @@ impl Target {
     /// When connecting or the handshake fails.
     pub async fn http1(&self) -> io::Result<Http1> {
         let connector = self.tls.as_ref().map(|tls| &tls.http1);
-        Ok(Http1::new(self.connect(connector).await?))
+        let tcp = TcpStream::connect(self.address).await?;
+        Ok(Http1::new(self.shake_hands(tcp, connector, READ_BYTES).await?))
+    }
+
+    /// Opens an HTTP/1.1 connection on which little can be under way, so that a client that reads
+    /// slowly is felt.
+    ///
+    /// # Errors
+    /// When connecting or the handshake fails.
+    pub async fn narrow_http1(&self) -> io::Result<Http1> {
+        let connector = self.tls.as_ref().map(|tls| &tls.http1);
+        let socket = TcpSocket::new_v4()?;
+        socket.set_recv_buffer_size(4096)?;
+        let tcp = socket.connect(self.address).await?;
+        Ok(Http1::new(self.shake_hands(tcp, connector, 1024).await?))
     }
 
     /// Opens an HTTP/2 connection, whose driver runs as a task until the last handle is gone.
@@ -111,7 +137,8 @@ impl Target {
     /// When connecting or the handshake fails.
     pub async fn http2(&self) -> io::Result<SendRequest<Bytes>> {
         let connector = self.tls.as_ref().map(|tls| &tls.http2);
-        let io = self.connect(connector).await?;
+        let tcp = TcpStream::connect(self.address).await?;
+        let io = self.shake_hands(tcp, connector, READ_BYTES).await?;
         let (requests, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -126,13 +153,17 @@ impl Target {
         Ok(requests)
     }
 
-    async fn connect(&self, connector: Option<&TlsConnector>) -> io::Result<Box<dyn Stream>> {
-        let tcp = TcpStream::connect(self.address).await?;
+    async fn shake_hands(
+        &self,
+        tcp: TcpStream,
+        connector: Option<&TlsConnector>,
+        read_bytes: usize,
+    ) -> io::Result<Box<dyn Stream>> {
         tcp.set_nodelay(true)?;
         match (connector, &self.tls) {
             (Some(connector), Some(tls)) => {
-                // TLS reads 4 KB at a time: below it the socket is read in larger pieces.
-                let io = BufReader::with_capacity(READ_BYTES, tcp);
+                // TLS reads 4 KB at a time: below it the socket is read in pieces of our choice.
+                let io = BufReader::with_capacity(read_bytes, tcp);
                 Ok(Box::new(connector.connect(tls.name.clone(), io).await?))
             }
             _ => Ok(Box::new(tcp)),

@@ -93,8 +93,7 @@ impl Head {
                 close = value.eq_ignore_ascii_case("close");
             }
         }
-        let mut head =
-            Self { line: line.to_owned(), framing: Framing::UntilClose, close };
+        let mut head = Self { line: line.to_owned(), framing: Framing::UntilClose, close };
         head.framing = match (chunked, length, start) {
             (true, _, _) => Framing::Chunked,
             (false, Some(length), _) => Framing::Length(length),
@@ -132,7 +131,11 @@ enum State {
     Left(u64),
     UntilClose,
     /// In a chunk-size line: digits so far, bytes of the line.
-    Size { size: Option<u64>, digits: bool, read: usize },
+    Size {
+        size: Option<u64>,
+        digits: bool,
+        read: usize,
+    },
     /// In a chunk.
     Data(u64),
     /// In the line end after a chunk: bytes of it that were read.
@@ -285,10 +288,26 @@ mod tests {
     #[test]
     fn heads() {
         let cases: &[(&[u8], Start, Option<(Framing, bool)>)] = &[
-            (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", Start::Response, Some((Framing::Length(5), false))),
-            (b"HTTP/1.1 200 OK\r\ntransfer-encoding:chunked\r\n\r\n", Start::Response, Some((Framing::Chunked, false))),
-            (b"HTTP/1.1 200 OK\r\nConnection: Close\r\n\r\n", Start::Response, Some((Framing::UntilClose, true))),
-            (b"HTTP/1.1 204 No Content\r\n\r\n", Start::Response, Some((Framing::Length(0), false))),
+            (
+                b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
+                Start::Response,
+                Some((Framing::Length(5), false)),
+            ),
+            (
+                b"HTTP/1.1 200 OK\r\ntransfer-encoding:chunked\r\n\r\n",
+                Start::Response,
+                Some((Framing::Chunked, false)),
+            ),
+            (
+                b"HTTP/1.1 200 OK\r\nConnection: Close\r\n\r\n",
+                Start::Response,
+                Some((Framing::UntilClose, true)),
+            ),
+            (
+                b"HTTP/1.1 204 No Content\r\n\r\n",
+                Start::Response,
+                Some((Framing::Length(0), false)),
+            ),
             (b"GET / HTTP/1.1\r\n\r\n", Start::Request, Some((Framing::Length(0), false))),
             (b"GET / HTTP/1.1\r\nhost: a\r\n", Start::Request, None),
         ];
@@ -305,9 +324,11 @@ mod tests {
             assert!(Head::parse(bytes, Start::Response).is_err());
         }
         assert!(Head::parse(&[b'a'; HEAD_BYTES_MAX + 1], Start::Response).is_err());
-        let (head, length) = Head::parse(b"HTTP/1.1 429 Slow\r\n\r\nbody", Start::Response).unwrap().unwrap();
+        let (head, length) =
+            Head::parse(b"HTTP/1.1 429 Slow\r\n\r\nbody", Start::Response).unwrap().unwrap();
         assert_eq!((head.status(), length), (Some(429), 21));
-        let (head, _) = Head::parse(b"POST /a?b HTTP/1.1\r\n\r\n", Start::Request).unwrap().unwrap();
+        let (head, _) =
+            Head::parse(b"POST /a?b HTTP/1.1\r\n\r\n", Start::Request).unwrap().unwrap();
         assert_eq!(head.target(), Some("/a?b"));
     }
 

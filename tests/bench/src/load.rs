@@ -414,11 +414,9 @@ mod tests {
 
     #[test]
     fn anything_but_the_expected_answer_is_an_error() {
-        for (outcome, bytes) in [
-            (Ok(429), 3),
-            (Ok(200), 2),
-            (Err(io::ErrorKind::UnexpectedEof.into()), 3),
-        ] {
+        for (outcome, bytes) in
+            [(Ok(429), 3), (Ok(200), 2), (Err(io::ErrorKind::UnexpectedEof.into()), 3)]
+        {
             let mut meter = meter();
             meter.start();
             meter.piece(b"abc");

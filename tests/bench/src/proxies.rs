@@ -14,7 +14,6 @@ use tempfile::TempDir;
 use crate::answer::Kind;
 use crate::client::{SERVER_NAME, Target};
 use crate::prompt::Requests;
-
 use crate::system::Process;
 
 /// Longest time from start to the first answer.
@@ -119,11 +118,11 @@ impl Stand {
         self.start(&mut command, address, places, "bare")
     }
 
-    /// Starts the gateway with one worker thread; `extra` is appended to its configuration.
+    /// Starts the gateway; `extra` is appended to its configuration.
     ///
     /// # Errors
     /// When its binary is not there or it does not come up.
-    pub fn gateway(&self, places: Places, extra: &str) -> io::Result<Running> {
+    pub fn gateway(&self, places: Places, threads: usize, extra: &str) -> io::Result<Running> {
         let (address, admin) = (free_address()?, free_address()?);
         let folder = self.folder.path();
         let key = "5f1d6a0c93be47287ad03c9be1f4586d2e9a7b10c4d8f3652b7e90a1c6d4e8f3\n";
@@ -137,7 +136,7 @@ impl Stand {
              [upstream.model]\naddresses = [\"{upstream}\"]\n\n\
              [identity]\nkey_file = \"account.key\"\n\n\
              [admin]\naddress = \"{admin}\"\ntoken_file = \"admin.token\"\n\n\
-             [server]\nthreads = 1\ndrain_seconds = 5\nupgrade_socket = \"upgrade.sock\"\n\n\
+             [server]\nthreads = {threads}\ndrain_seconds = 5\nupgrade_socket = \"upgrade.sock\"\n\n\
              {extra}\n"
         );
         let path = folder.join("stillgate.toml");
@@ -207,9 +206,8 @@ fn wait_for_answer(running: &mut Running, target: &Target, name: &str) -> io::Re
             return Err(io::Error::other(format!("{name} ended at once ({status})")));
         }
         let asked = runtime.block_on(async {
-            let ask = async {
-                target.http1().await?.exchange(&requests.http1(0), &mut |_| {}).await
-            };
+            let ask =
+                async { target.http1().await?.exchange(&requests.http1(0), &mut |_| {}).await };
             tokio::time::timeout(Duration::from_secs(2), ask).await
         });
         match asked {

@@ -209,7 +209,8 @@ mod tests {
 
     #[test]
     fn idle_and_waiting_is_not_busy() {
-        let stat = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 9 0 0 0 0 0 0 0 0 0\ncpu1 1 2 4 100 100 8 16 32 64 0\n";
+        let stat =
+            "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 9 0 0 0 0 0 0 0 0 0\ncpu1 1 2 4 100 100 8 16 32 64 0\n";
         assert_eq!(busy_ticks_of(stat, 1), Some(63));
         assert_eq!(busy_ticks_of(stat, 2), None);
     }
