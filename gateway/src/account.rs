@@ -46,7 +46,7 @@ pub struct Sender<'a> {
     pub headers: &'a HeaderMap,
     /// The request's path and query.
     pub path_and_query: &'a str,
-    /// Address at the other end of the socket: the load balancer's where there is one.
+    /// Address of whoever speaks HTTP with us: a load balancer's where one ends TLS.
     pub peer: IpAddr,
     /// SHA-256 of the client certificate in DER, where TLS verified one.
     pub certificate_sha256: Option<&'a [u8]>,
@@ -163,9 +163,11 @@ impl AccountNamer {
     /// The organisation header, where this peer is not one whose header is believed: it is then
     /// removed, so that nothing behind the gateway believes it either.
     #[must_use]
-    pub fn header_to_remove(&self, peer: IpAddr) -> Option<&HeaderName> {
+    pub fn header_to_remove(&self, peer: IpAddr, headers: &HeaderMap) -> Option<&HeaderName> {
         let (name, from) = self.organisation_header.as_ref()?;
-        (!contains(from, peer)).then_some(name)
+        // Of several values one is the client's own.
+        let several = headers.get_all(name).iter().count() > 1;
+        (several || !contains(from, peer)).then_some(name)
     }
 
     fn declared_organisation(&self, sender: &Sender<'_>) -> Option<String> {
@@ -173,7 +175,8 @@ impl AccountNamer {
         if !contains(from, sender.peer) {
             return None;
         }
-        let value = sender.headers.get(name)?.to_str().ok()?.trim();
+        let mut values = sender.headers.get_all(name).iter();
+        let value = values.next().filter(|_| values.next().is_none())?.to_str().ok()?.trim();
         (!value.is_empty()).then(|| value.to_owned())
     }
 
@@ -702,9 +705,13 @@ mod tests {
         assert_eq!(name_with(&with("10.1.0.0/16"), &fields, "/").unwrap().organisation, None);
 
         let namer = AccountNamer::new(&with("10.0.0.0/8")).unwrap();
-        assert_eq!(namer.header_to_remove(PEER), None);
-        assert_eq!(namer.header_to_remove("::ffff:10.0.0.1".parse().unwrap()), None);
-        let removed = namer.header_to_remove("192.0.2.1".parse().unwrap()).unwrap();
+        assert_eq!(namer.header_to_remove(PEER, &HeaderMap::new()), None);
+        assert_eq!(
+            namer.header_to_remove("::ffff:10.0.0.1".parse().unwrap(), &HeaderMap::new()),
+            None
+        );
+        let removed =
+            namer.header_to_remove("192.0.2.1".parse().unwrap(), &HeaderMap::new()).unwrap();
         assert_eq!(removed, "x-organisation");
     }
 

@@ -55,10 +55,11 @@ impl Connection {
         self.client.ip().to_canonical()
     }
 
-    /// Whether the TCP peer is in one of `networks`.
+    /// Whether whoever speaks HTTP with us is in one of `networks`. Behind a PROXY header that is
+    /// the client: the balancer in between does not touch HTTP, so its word is not in the fields.
     #[must_use]
-    pub fn peer_is_in(&self, networks: &[ipnet::IpNet]) -> bool {
-        let ip = self.peer.ip().to_canonical();
+    pub fn client_is_in(&self, networks: &[ipnet::IpNet]) -> bool {
+        let ip = self.client_ip();
         networks.iter().any(|network| network.contains(&ip))
     }
 }

@@ -91,6 +91,8 @@ pub const CHUNK_LINE_BYTES_MAX: usize = 256;
 pub const HTTP1_TRAILER_BYTES_MAX: usize = 8 * 1024;
 /// Response bytes gathered before a write.
 pub const WRITE_GATHER_BYTES: usize = 16 * 1024;
+/// Request bytes that wait for an HTTP/1.1 upstream to take them, before more are read.
+pub const UPSTREAM_UNSENT_BYTES_MAX: usize = 64 * 1024;
 /// A single event of a streamed answer that is held for reading; longer ones are passed unread.
 pub const EVENT_BYTES_MAX: usize = 1024 * 1024;
 /// A not-streamed answer that is held for reading; longer ones are passed unread.

@@ -17,7 +17,7 @@ use pingora_core::apps::ServerApp;
 use pingora_core::listeners::tls::Acceptor;
 use pingora_core::protocols::{ALPN, Ssl, Stream};
 use pingora_core::server::ShutdownWatch;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tracing::{debug, info};
 
 use crate::capture::client_io::{ClientIo, ClientTap, WriteMode};
@@ -27,9 +27,11 @@ use crate::capture::tee::{Hellos, Tee};
 use crate::config::Listener;
 use crate::connection::{Connection, Requests};
 use crate::gateway::Gateway;
-use crate::limits::{PROXY_HEADER_BYTES_MAX, WRITE_GATHER_BYTES};
+use crate::limits::PROXY_HEADER_BYTES_MAX;
 use crate::proxy::ConnectionApp;
 
+/// Room for one read before HTTP begins.
+const READ_AHEAD_BYTES: usize = 1024;
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The application behind one listening address.
@@ -86,6 +88,7 @@ impl ListenerApp {
         &self,
         mut io: Stream,
         hellos: &Arc<Mutex<Hellos>>,
+        mut shutdown: ShutdownWatch,
     ) -> Result<(Stream, Arc<Connection>), NotEstablished> {
         let peer = peer_address(&io).ok_or(NotEstablished::NoPeer)?;
         let mut client = peer;
@@ -112,7 +115,7 @@ impl ListenerApp {
         match &self.acceptor {
             Some(acceptor) => {
                 let tee = Tee::capturing(io, ahead, hellos.clone());
-                let tls = acceptor.tls_handshake(tee).await.map_err(|error| {
+                let mut tls = acceptor.tls_handshake(tee).await.map_err(|error| {
                     match &hellos.lock().client_error {
                         Some(reason) => NotEstablished::NotTls(reason.clone()),
                         None => NotEstablished::Handshake(error.to_string()),
@@ -127,14 +130,28 @@ impl ListenerApp {
                     .map(|digest| digest.cert_digest.clone())
                     .filter(|digest| !digest.is_empty());
                 connection.tls = tls_capture(&hellos.lock(), alpn.as_ref()).map(Arc::new);
-                let io = ClientIo::new(tls, connection.write_mode.clone(), tap);
+                // HTTP/2 begins with a preface, and a connection without one is not to be kept.
+                let ahead = match alpn {
+                    Some(ALPN::H2) => read_preface(&mut tls, Bytes::new()).await?.1,
+                    _ => Bytes::new(),
+                };
+                let io = ClientIo::new(tls, ahead, connection.write_mode.clone(), tap);
                 Ok((Box::new(io), Arc::new(connection)))
             }
             None => {
-                let (http2, ahead) = speaks_http2(&mut io, ahead).await?;
+                if ahead.is_empty() {
+                    // A connection that was opened ahead of its first request ends with us.
+                    let first = tokio::select! {
+                        first = read_first(&mut io) => first?,
+                        _ = shutdown.wait_for(|down| *down) => return Err(NotEstablished::Closed),
+                    };
+                    ahead = first;
+                }
+                let (http2, ahead) = read_preface(&mut io, ahead).await?;
                 let (tap, requests) = self.tap(http2);
                 let connection = connection(requests);
-                let io = ClientIo::new(Tee::plain(io, ahead), connection.write_mode.clone(), tap);
+                let write_mode = connection.write_mode.clone();
+                let io = ClientIo::new(Tee::plain(io, Bytes::new()), ahead, write_mode, tap);
                 Ok((Box::new(io), Arc::new(connection)))
             }
         }
@@ -201,7 +218,8 @@ impl ServerApp for ListenerApp {
         // A plain-text connection may be opened ahead of its first request.
         let timeout =
             if self.acceptor.is_some() { limits.handshake_timeout } else { limits.idle_timeout };
-        let established = tokio::time::timeout(timeout, self.establish(io, &hellos)).await;
+        let established =
+            tokio::time::timeout(timeout, self.establish(io, &hellos, shutdown.clone())).await;
         let (io, connection) = match established.unwrap_or(Err(NotEstablished::TimedOut)) {
             Ok(established) => established,
             Err(error) => {
@@ -242,9 +260,12 @@ async fn read_proxy_header(io: &mut Stream) -> Result<(Option<SocketAddr>, Bytes
     }
 }
 
-/// Whether a plain-text connection opens with the HTTP/2 preface (RFC 9113, section 3.4), and the
-/// bytes that were read to find out.
-async fn speaks_http2(io: &mut Stream, ahead: Bytes) -> Result<(bool, Bytes), NotEstablished> {
+/// Whether a connection opens with the HTTP/2 preface (RFC 9113, section 3.4), and the bytes that
+/// were read to find out.
+async fn read_preface(
+    io: &mut (impl AsyncRead + Unpin),
+    ahead: Bytes,
+) -> Result<(bool, Bytes), NotEstablished> {
     let mut read = BytesMut::from(ahead);
     loop {
         let n = read.len().min(H2_PREFACE.len());
@@ -258,10 +279,17 @@ async fn speaks_http2(io: &mut Stream, ahead: Bytes) -> Result<(bool, Bytes), No
     }
 }
 
-async fn read_more(io: &mut Stream, read: &mut BytesMut) -> Result<(), NotEstablished> {
-    if read.capacity() == read.len() {
-        read.reserve(WRITE_GATHER_BYTES.min(1024));
-    }
+async fn read_first(io: &mut Stream) -> Result<Bytes, NotEstablished> {
+    let mut read = BytesMut::new();
+    read_more(io, &mut read).await?;
+    Ok(read.freeze())
+}
+
+async fn read_more(
+    io: &mut (impl AsyncRead + Unpin),
+    read: &mut BytesMut,
+) -> Result<(), NotEstablished> {
+    read.reserve(READ_AHEAD_BYTES);
     match io.read_buf(read).await {
         Ok(0) | Err(_) => Err(NotEstablished::Closed),
         Ok(_) => Ok(()),

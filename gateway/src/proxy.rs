@@ -8,10 +8,11 @@ pub mod body;
 pub mod framing;
 pub mod head;
 pub mod relay;
+pub mod upstream_io;
 pub mod upstream_side;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -25,7 +26,7 @@ use pingora_core::apps::{
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::server::ShutdownWatch;
-use pingora_error::ErrorType;
+use pingora_error::{ErrorType, RetryType};
 use pingora_http::ResponseHeader;
 use prometheus::IntGauge;
 use tracing::{debug, warn};
@@ -62,8 +63,10 @@ struct Received {
     route: Arc<str>,
     /// Whether the client waits for a 100 before it sends its body.
     expects_continue: bool,
-    /// Whether what is left of the body can still be read.
+    /// Whether what is left of the body can no longer be read.
     body_lost: bool,
+    /// Whether this opens a WebSocket.
+    websocket: bool,
 }
 
 /// What came to be known of a request on its way; filled as far as it got.
@@ -131,8 +134,8 @@ impl ConnectionApp {
         let head = session.req_header();
         let sender = Sender {
             headers: &head.headers,
-            path_and_query: head.uri.path_and_query().map_or("", |path| path.as_str()),
-            peer: self.connection.peer.ip().to_canonical(),
+            path_and_query: head::origin_form(head),
+            peer: self.connection.client_ip(),
             certificate_sha256: self.connection.client_certificate.as_deref(),
             format: received.format,
         };
@@ -162,7 +165,7 @@ impl ConnectionApp {
         received: &mut Received,
         progress: &mut Progress,
     ) -> Result<RequestBody, Refusal> {
-        if session.is_body_empty() || head::is_websocket(session.req_header()) {
+        if session.is_body_empty() || received.websocket {
             return Ok(RequestBody::None);
         }
         if received.expects_continue {
@@ -193,8 +196,8 @@ impl ConnectionApp {
         self.gateway.metrics.body_bytes.with_label_values(&["in"]).inc_by(whole.len() as u64);
         let plain = body::decoded(&whole, encoding.as_deref(), limits.decoded_body_bytes_max)
             .map_err(|error| self.body_refusal(received, &error))?;
-        let path = String::from_utf8_lossy(session.req_header().raw_path());
-        match wire::read_request(received.format, &path, &plain) {
+        let path = head::origin_form(session.req_header());
+        match wire::read_request(received.format, path, &plain) {
             Ok(conversation) => progress.conversation = conversation,
             Err(error) => {
                 // Not ours to judge: the upstream says what is wrong with it.
@@ -219,8 +222,7 @@ impl ConnectionApp {
     ) -> Result<Served, Refusal> {
         let upstream = pool.config();
         let needs_http2 = received.format == Format::Grpc;
-        let websocket = head::is_websocket(session.req_header());
-        if websocket {
+        if received.websocket {
             // The tap does not follow what comes after the handshake, taken up or not.
             session.set_keepalive(None);
         }
@@ -239,7 +241,12 @@ impl ConnectionApp {
             let (connected, reused) = match pool.connect(&attempt).await {
                 Ok(connected) => connected,
                 Err(error) => {
-                    warn!(upstream = %upstream.name, %error, "connecting failed");
+                    warn!(
+                        upstream = %upstream.name,
+                        member = ?attempt.address(),
+                        error = error.etype().as_str(),
+                        "connecting failed"
+                    );
                     self.gateway.upstream_attempt(&upstream.name, "connect_failed");
                     tried.extend(attempt.address());
                     if last {
@@ -250,8 +257,7 @@ impl ConnectionApp {
                 }
             };
             let mut side = UpstreamSide::new(connected);
-            let plan =
-                self.plan(session, received, pool, &attempt, &side, body.clone(), websocket)?;
+            let plan = self.plan(session, received, pool, &attempt, &side, body.clone())?;
             match relay::run(session, &mut side, plan).await {
                 Ended::Complete(answer) => {
                     self.gateway.upstream_attempt(&upstream.name, "ok");
@@ -261,25 +267,29 @@ impl ConnectionApp {
                     return Ok(Served::Answered(answer));
                 }
                 Ended::ClientGone(answer, error) => {
-                    debug!(id = received.id, %error, "client gone");
+                    debug!(id = received.id, error = error.etype().as_str(), "client gone");
                     self.gateway.upstream_attempt(&upstream.name, "client_gone");
                     return Ok(Served::Broken(answer));
                 }
                 Ended::CutOff(answer, error) => {
-                    warn!(id = received.id, upstream = %upstream.name, %error, "answer cut off");
+                    let error = error.etype().as_str();
+                    warn!(id = received.id, upstream = %upstream.name, error, "answer cut off");
                     self.gateway.upstream_attempt(&upstream.name, "cut_off");
                     return Ok(Served::Broken(answer));
                 }
                 Ended::Failed(failure) => {
                     if failure.client_fault {
-                        debug!(id = received.id, error = %failure.error, "client gone");
+                        let error = failure.error.etype().as_str();
+                        debug!(id = received.id, error, "client gone");
                         return Ok(Served::Broken(Answer {
                             duration_ms: relay::millis(received.started.elapsed()),
                             ..Answer::default()
                         }));
                     }
                     let outcome = failure_outcome(failure.error.etype());
-                    warn!(upstream = %upstream.name, error = %failure.error, "attempt failed");
+                    // Pingora's error texts quote what was read, so only their kind is logged.
+                    let error = failure.error.etype().as_str();
+                    warn!(upstream = %upstream.name, error, "attempt failed");
                     self.gateway.upstream_attempt(&upstream.name, outcome);
                     if last || !may_retry(session, &failure, reused) {
                         return Err(upstream_refusal(received, failure.error.etype()));
@@ -298,7 +308,6 @@ impl ConnectionApp {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the plan is what these values are joined into")]
     fn plan<'a>(
         &'a self,
         session: &ServerSession,
@@ -307,7 +316,6 @@ impl ConnectionApp {
         attempt: &crate::upstream::Attempt,
         side: &UpstreamSide,
         body: RequestBody,
-        websocket: bool,
     ) -> Result<Plan<'a>, Refusal> {
         let upstream = pool.config();
         let how = Forwarding {
@@ -321,17 +329,17 @@ impl ConnectionApp {
                 RequestBody::Streamed => BodyFraming::Streamed,
             },
             answer_is_read: !matches!(received.format, Format::Unknown | Format::Grpc),
-            websocket,
+            websocket: received.websocket,
             untrusted_header: self
                 .gateway
                 .namer
-                .header_to_remove(self.connection.peer.ip().to_canonical()),
+                .header_to_remove(self.connection.client_ip(), &session.req_header().headers),
         };
         let head = session.req_header();
         let head =
             if side.is_http2() { head::for_http2(head, &how) } else { head::for_http1(head, &how) };
         let head = head.map_err(|error| {
-            debug!(id = received.id, %error, "head cannot be forwarded");
+            debug!(id = received.id, error = error.etype().as_str(), "head cannot be forwarded");
             received.refusal(RefusalKind::BadRequest, "the request's target is not valid")
         })?;
         Ok(Plan {
@@ -342,6 +350,7 @@ impl ConnectionApp {
             format: received.format,
             request_id: &received.request_id,
             connection: &self.connection,
+            websocket: received.websocket,
             metrics: &self.gateway.metrics,
             started: received.started,
         })
@@ -359,14 +368,13 @@ impl ConnectionApp {
         }
         let started = Instant::now();
         let at_ms = unix_ms();
-        let http = self.capture(session)?;
+        let (http, websocket) = self.capture(session)?;
         let head = session.req_header();
         if http.headers.len() > limits.header_fields_max {
             return Err(Some(self.framing_refusal(FramingFault::HeadTooLarge)));
         }
-        let path = String::from_utf8_lossy(head.raw_path());
         let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
-        let format = wire::recognise(head.method.as_str(), &path, content_type);
+        let format = wire::recognise(head.method.as_str(), head::origin_form(head), content_type);
         let expects_continue = head
             .headers
             .get(header::EXPECT)
@@ -383,10 +391,11 @@ impl ConnectionApp {
             route: "".into(),
             expects_continue,
             body_lost: false,
+            websocket,
         })
     }
 
-    /// Reads an HTTP/1 head within the idle and header timeouts.
+    /// Reads an HTTP/1 head: its first byte within the idle timeout, the rest within the header's.
     async fn read_head(
         &self,
         session: &mut ServerSession,
@@ -394,14 +403,23 @@ impl ConnectionApp {
     ) -> Result<(), Option<Refusal>> {
         let limits = &self.gateway.config.limits;
         session.set_pipelining_enabled(true);
+        let Requests::Http1(http1) = &self.connection.requests else { return Ok(()) };
         let mut shutdown = shutdown.clone();
         let already_draining = *shutdown.borrow();
-        let patience = limits.header_timeout
-            + session.get_keepalive().map_or(Duration::ZERO, |_| limits.idle_timeout);
-        let read = tokio::select! {
-            read = tokio::time::timeout(patience, session.read_request()) => read,
-            // Between requests a connection may be closed at once.
-            _ = shutdown.changed(), if !already_draining => return Err(None),
+        let read = {
+            // One future through both waits: dropped half-way, it would lose what it has read.
+            let mut read = std::pin::pin!(session.read_request());
+            let begun = tokio::select! {
+                read = &mut read => Err(read),
+                () = http1.head_begun() => Ok(()),
+                () = tokio::time::sleep(limits.idle_timeout) => return Err(None),
+                // Between requests a connection may be closed at once.
+                _ = shutdown.changed(), if !already_draining => return Err(None),
+            };
+            match begun {
+                Err(read) => Ok(read),
+                Ok(()) => tokio::time::timeout(limits.header_timeout, read).await,
+            }
         };
         match read {
             Ok(Ok(true)) => Ok(()),
@@ -413,7 +431,7 @@ impl ConnectionApp {
                 Err(Some(self.framing_refusal(fault)))
             }
             Ok(Err(error)) => {
-                debug!(peer = %self.connection.peer, %error, "no request");
+                debug!(peer = %self.connection.peer, error = error.etype().as_str(), "no request");
                 Err(None)
             }
             Err(_) => {
@@ -424,11 +442,13 @@ impl ConnectionApp {
     }
 
     /// Takes the capture of the request that pingora has read.
-    fn capture(&self, session: &mut ServerSession) -> Result<HttpCapture, Option<Refusal>> {
+    /// The flag tells whether it opens a WebSocket.
+    fn capture(&self, session: &mut ServerSession) -> Result<(HttpCapture, bool), Option<Refusal>> {
         match &self.connection.requests {
             Requests::Http1(http1) => {
                 let request = http1.claim().map_err(|fault| Some(self.framing_refusal(fault)))?;
-                Ok(head::capture(session.req_header(), &request.headers, None))
+                let http = head::capture(session.req_header(), &request.headers, None);
+                Ok((http, request.websocket))
             }
             Requests::Http2(http2) => {
                 let head = session.req_header_mut();
@@ -448,8 +468,14 @@ impl ConnectionApp {
                     }
                     Some(_) => return Err(Some(self.framing_refusal(FramingFault::Http2Fields))),
                 }
-                let seen = request.capture();
-                Ok(head::capture(session.req_header(), &request.headers, Some(seen)))
+                let lengths =
+                    request.headers.iter().filter(|(name, _)| &name[..] == b"content-length");
+                if lengths.count() > 1 {
+                    // h2 takes equal ones; HTTP/1 behind us would not.
+                    return Err(Some(self.framing_refusal(FramingFault::SeveralLengths)));
+                }
+                let seen = Some(request.capture());
+                Ok((head::capture(session.req_header(), &request.headers, seen), false))
             }
         }
     }
@@ -460,7 +486,7 @@ impl ConnectionApp {
             return self.connection.tls.clone();
         }
         let headers = self.connection.listener.fingerprint_headers.as_ref()?;
-        if !self.connection.peer_is_in(&headers.from) {
+        if !self.connection.client_is_in(&headers.from) {
             return None;
         }
         let head = session.req_header();
@@ -538,10 +564,13 @@ impl ConnectionApp {
     async fn refuse(&self, session: &mut ServerSession, refusal: &Refusal, format: Format) -> u16 {
         let rendered = refusal.render(format);
         let status = rendered.status;
-        match write_refusal(session, rendered).await {
-            Ok(()) => status,
-            Err(error) => {
-                debug!(peer = %self.connection.peer, %error, "refusal not delivered");
+        let patience = self.gateway.config.limits.write_timeout;
+        match tokio::time::timeout(patience, write_refusal(session, rendered)).await {
+            Ok(Ok(())) => status,
+            Err(_) => 0,
+            Ok(Err(error)) => {
+                let error = error.etype().as_str();
+                debug!(peer = %self.connection.peer, error, "refusal not delivered");
                 0
             }
         }
@@ -582,7 +611,7 @@ impl HttpServerApp for ConnectionApp {
                 session.set_keepalive(None);
                 refusal.request_id = self.gateway.exchange_id();
                 self.refuse(&mut session, &refusal, Format::Unknown).await;
-                let _ = session.finish().await;
+                let _ = tokio::time::timeout(limits.write_timeout, session.finish()).await;
                 return None;
             }
         };
@@ -592,7 +621,8 @@ impl HttpServerApp for ConnectionApp {
         session.set_total_drain_timeout(Some(limits.drain_timeout));
         if *shutdown.borrow() {
             session.set_keepalive(None);
-        } else {
+        } else if session.get_keepalive().is_some() {
+            // Where the client's version and Connection header allow it.
             session.set_keepalive(Some(limits.idle_timeout.as_secs().max(1)));
         }
         let mut progress = Progress::default();
@@ -626,7 +656,8 @@ impl HttpServerApp for ConnectionApp {
             body::drain(&mut session, limits).await;
         }
         let settings = HttpPersistentSettings::for_session(&session);
-        let stream = session.finish().await.ok().flatten()?;
+        let finished = tokio::time::timeout(limits.write_timeout, session.finish()).await;
+        let stream = finished.ok()?.ok().flatten()?;
         Some(ReusedHttpStream::from_reusable_stream(stream, settings))
     }
 
@@ -707,8 +738,8 @@ fn may_retry(session: &ServerSession, failure: &Failure, reused: bool) -> bool {
     let head = session.req_header();
     let repeatable = head.method.is_idempotent() || head.headers.contains_key("idempotency-key");
     match failure.error.retry {
-        pingora_error::RetryType::Decided(retry) => retry,
-        pingora_error::RetryType::ReusedOnly => reused && repeatable,
+        RetryType::Decided(retry) => retry,
+        RetryType::ReusedOnly => reused && repeatable,
     }
 }
 

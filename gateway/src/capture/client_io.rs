@@ -60,16 +60,33 @@ pub struct ClientIo<S> {
     io: S,
     mode: Arc<WriteMode>,
     tap: ClientTap,
+    /// Bytes that were read before HTTP began.
+    ahead: Bytes,
     /// Bytes that the tap put in the place of what was read.
     replaced: Bytes,
     gathered: BytesMut,
 }
 
 impl<S: IO> ClientIo<S> {
-    /// Wraps a decrypted (or plain) stream. The tap decides which HTTP is spoken on it.
+    /// Wraps a decrypted (or plain) stream, of which `ahead` was read already. The tap decides
+    /// which HTTP is spoken on it.
     #[must_use]
-    pub fn new(io: S, mode: Arc<WriteMode>, tap: ClientTap) -> Self {
-        Self { io, mode, tap, replaced: Bytes::new(), gathered: BytesMut::new() }
+    pub fn new(io: S, ahead: Bytes, mode: Arc<WriteMode>, tap: ClientTap) -> Self {
+        Self { io, mode, tap, ahead, replaced: Bytes::new(), gathered: BytesMut::new() }
+    }
+
+    fn poll_read_ahead(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            return Pin::new(&mut self.io).poll_read(cx, buf);
+        }
+        let n = self.ahead.len().min(buf.remaining());
+        buf.put_slice(&self.ahead[..n]);
+        self.ahead.advance(n);
+        Poll::Ready(Ok(()))
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -108,15 +125,10 @@ impl<S: IO> AsyncRead for ClientIo<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let me = &mut *self;
-        let tap = match &mut me.tap {
-            ClientTap::Http2(tap) => tap,
-            ClientTap::Http1(tap) => {
-                let start = buf.filled().len();
-                ready!(Pin::new(&mut me.io).poll_read(cx, buf))?;
-                tap.feed(&buf.filled()[start..]);
-                return Poll::Ready(Ok(()));
-            }
-        };
+        // What a full socket left behind of a body that is not flushed leaves while we wait here.
+        if !me.gathered.is_empty() {
+            me.after_write(cx)?;
+        }
         loop {
             if !me.replaced.is_empty() {
                 let n = me.replaced.len().min(buf.remaining());
@@ -125,17 +137,22 @@ impl<S: IO> AsyncRead for ClientIo<S> {
                 return Poll::Ready(Ok(()));
             }
             let start = buf.filled().len();
-            ready!(Pin::new(&mut me.io).poll_read(cx, buf))?;
-            if buf.filled().len() == start {
-                return Poll::Ready(Ok(()));
-            }
-            match tap.feed(&buf.filled()[start..]) {
-                Passage::AsIs => return Poll::Ready(Ok(())),
-                // The replacement may be empty while a header block is held: read on.
-                Passage::Replaced(bytes) => {
-                    buf.set_filled(start);
-                    me.replaced = bytes;
+            ready!(me.poll_read_ahead(cx, buf))?;
+            let read = &buf.filled()[start..];
+            match &mut me.tap {
+                _ if read.is_empty() => return Poll::Ready(Ok(())),
+                ClientTap::Http1(tap) => {
+                    tap.feed(read);
+                    return Poll::Ready(Ok(()));
                 }
+                ClientTap::Http2(tap) => match tap.feed(read) {
+                    Passage::AsIs => return Poll::Ready(Ok(())),
+                    // The replacement may be empty while a header block is held: read on.
+                    Passage::Replaced(bytes) => {
+                        buf.set_filled(start);
+                        me.replaced = bytes;
+                    }
+                },
             }
         }
     }
@@ -243,7 +260,7 @@ mod tests {
         let (near, far) = duplex(1 << 20);
         let mode = Arc::new(WriteMode::default());
         let tap = Http1Tap::new(Arc::default(), true, 1024);
-        (ClientIo::new(near, mode.clone(), ClientTap::Http1(tap)), far, mode)
+        (ClientIo::new(near, Bytes::new(), mode.clone(), ClientTap::Http1(tap)), far, mode)
     }
 
     async fn arrived(far: &mut DuplexStream) -> Vec<u8> {

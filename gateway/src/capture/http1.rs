@@ -12,6 +12,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use memchr::memchr;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::limits::{CHUNK_LINE_BYTES_MAX, HTTP1_TRAILER_BYTES_MAX, HTTP1_UNCLAIMED_MAX};
 use crate::proxy::framing::{self, BodyLength, FramingFault};
@@ -21,6 +22,8 @@ use crate::proxy::framing::{self, BodyLength, FramingFault};
 pub struct Http1Request {
     /// Field lines in wire order and case. They hold credentials: `Debug` does not show them.
     pub headers: Vec<(Bytes, Bytes)>,
+    /// Whether it opens a WebSocket.
+    pub websocket: bool,
 }
 
 impl std::fmt::Debug for Http1Request {
@@ -33,11 +36,14 @@ impl std::fmt::Debug for Http1Request {
 #[derive(Debug, Default)]
 pub struct Http1Connection {
     seen: Mutex<Seen>,
+    begun: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Seen {
     unclaimed: VecDeque<Http1Request>,
+    heads_begun: u64,
+    heads_claimed: u64,
     fault: Option<FramingFault>,
 }
 
@@ -48,11 +54,25 @@ impl Http1Connection {
     /// The fault that was met instead. Whatever follows a fault is not read.
     pub fn claim(&self) -> Result<Http1Request, FramingFault> {
         let mut seen = self.seen.lock();
+        seen.heads_claimed += 1;
         match (seen.unclaimed.pop_front(), seen.fault) {
             (Some(request), _) => Ok(request),
             (None, Some(fault)) => Err(fault),
             // Pingora read a head that the tap did not: they disagree on where requests begin.
             (None, None) => Err(FramingFault::MalformedHead),
+        }
+    }
+
+    /// Waits until the first byte of a head that is not claimed yet has come.
+    pub async fn head_begun(&self) {
+        loop {
+            {
+                let seen = self.seen.lock();
+                if seen.heads_begun > seen.heads_claimed || seen.fault.is_some() {
+                    return;
+                }
+            }
+            self.begun.notified().await;
         }
     }
 
@@ -118,6 +138,8 @@ impl Http1Tap {
                 let blank = bytes.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
                 if blank < bytes.len() {
                     self.state = State::Head;
+                    self.connection.seen.lock().heads_begun += 1;
+                    self.connection.begun.notify_one();
                 }
                 Ok(blank)
             }
@@ -172,10 +194,10 @@ impl Http1Tap {
         if seen.unclaimed.len() >= HTTP1_UNCLAIMED_MAX {
             return Err(FramingFault::MalformedHead);
         }
-        seen.unclaimed.push_back(Http1Request { headers });
+        seen.unclaimed.push_back(Http1Request { headers, websocket: head.websocket });
         Ok(match head.body {
             // What follows may be another protocol. The proxy does not use the connection again.
-            _ if head.upgrade => State::Off,
+            _ if head.websocket => State::Off,
             BodyLength::None => State::Start,
             BodyLength::Known(length) => State::Length(length),
             BodyLength::Chunked => State::ChunkSize,
@@ -303,6 +325,24 @@ mod tests {
         assert!(!format!("{head:?}").contains("hOsT"));
     }
 
+    #[tokio::test]
+    async fn a_head_begins_with_its_first_byte() {
+        let connection = Arc::new(Http1Connection::default());
+        let mut tap = Http1Tap::new(connection.clone(), true, 1024);
+        let begun = || async {
+            let wait = std::time::Duration::from_millis(5);
+            tokio::time::timeout(wait, connection.head_begun()).await.is_ok()
+        };
+        assert!(!begun().await);
+        tap.feed(b"\r\n");
+        assert!(!begun().await);
+        tap.feed(b"G");
+        assert!(begun().await);
+        tap.feed(b"ET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        connection.claim().unwrap();
+        assert!(!begun().await, "that one is claimed");
+    }
+
     #[test]
     fn ill_formed_bodies_are_faults() {
         use FramingFault::*;
@@ -335,8 +375,10 @@ mod tests {
         let after = format!("GET /2 HTTP/1.1\r\n{HOST}\r\n");
         let fault = format!("GET / HTTP/1.1\r\nHost : a\r\n\r\n{after}");
         assert_eq!(read(fault.as_bytes(), 9), (vec![], Some(FramingFault::FieldName)));
-        let upgrade = format!("GET / HTTP/1.1\r\n{HOST}Upgrade: websocket\r\n\r\n{after}");
-        assert_eq!(read(upgrade.as_bytes(), 9), (vec![2], None));
+        let upgrade = format!(
+            "GET / HTTP/1.1\r\n{HOST}Upgrade: websocket\r\nConnection: upgrade\r\n\r\n{after}"
+        );
+        assert_eq!(read(upgrade.as_bytes(), 9), (vec![3], None));
     }
 
     #[test]

@@ -27,6 +27,8 @@ use crate::listener::tls::{CertificateStore, key_log_wanted, server_config};
 use crate::metrics::Metrics;
 use crate::upstream::UpstreamPool;
 
+/// Log levels of the libraries that see what clients and upstreams send.
+const LIBRARY_LEVELS: &str = "pingora_core=warn,pingora_core::apps=off,pingora_core::protocols=off,h2=off,rustls=off,hyper=off";
 /// After a drain: time for the last bytes to leave the process.
 const LAST_BYTES_DELAY: Duration = Duration::from_millis(200);
 
@@ -270,7 +272,10 @@ fn ended(gateway: &Gateway, pid_file: Option<&Path>) {
 /// # Errors
 /// When the filter is not one.
 pub fn start_log(log: &Log) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&log.level)
+    // The libraries below quote heads and bodies in their messages, and one of them logs an error
+    // for each client that breaks a rule: no setting lets those through.
+    let level = format!("{},{LIBRARY_LEVELS}", log.level);
+    let filter = EnvFilter::try_new(&level)
         .map_err(|error| format!("log.level \"{}\" is not a filter: {error}", log.level))?;
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = if log.json {

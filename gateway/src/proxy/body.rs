@@ -25,8 +25,8 @@ pub enum BodyError {
     Framing(FramingFault),
     /// The client stopped sending.
     TimedOut,
-    /// The client went away.
-    Gone(String),
+    /// The client went away: pingora's kind of error, whose text may quote the body.
+    Gone(&'static str),
 }
 
 /// Reads a whole body.
@@ -83,7 +83,7 @@ async fn read_piece(
         Err(_) => Err(BodyError::TimedOut),
         Ok(Ok(piece)) => Ok(piece),
         Ok(Err(error)) if *error.etype() == ErrorType::ReadTimedout => Err(BodyError::TimedOut),
-        Ok(Err(error)) => Err(BodyError::Gone(error.to_string())),
+        Ok(Err(error)) => Err(BodyError::Gone(error.etype().as_str())),
     }
 }
 

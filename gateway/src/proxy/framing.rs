@@ -88,8 +88,8 @@ pub struct Http1Head<'a> {
     pub fields: Vec<FieldLine<'a>>,
     /// Length of the body that follows.
     pub body: BodyLength,
-    /// Whether another protocol is asked for.
-    pub upgrade: bool,
+    /// Whether this opens a WebSocket (RFC 6455, section 4.1).
+    pub websocket: bool,
 }
 
 /// Reads a raw HTTP/1 request head, from the request line to the empty line, and refuses it where
@@ -105,6 +105,7 @@ pub fn read_http1(raw: &[u8], over_tls: bool) -> Result<Http1Head<'_>, FramingFa
     let request_line = lines.next().ok_or(FramingFault::MalformedHead)??;
     check_request_line(request_line)?;
     let http10 = request_line.ends_with(b"HTTP/1.0");
+    let get = request_line.starts_with(b"GET ");
     let mut fields = Vec::with_capacity(16);
     for line in lines {
         let line = line?;
@@ -113,8 +114,9 @@ pub fn read_http1(raw: &[u8], over_tls: bool) -> Result<Http1Head<'_>, FramingFa
         }
         fields.push(field(line)?);
     }
-    let (body, upgrade) = check(&fields, http10, over_tls)?;
-    Ok(Http1Head { fields, body, upgrade })
+    let body = check(&fields, http10)?;
+    let websocket = check_upgrade(&fields, get && !http10 && body == BodyLength::None, over_tls)?;
+    Ok(Http1Head { fields, body, websocket })
 }
 
 /// `method SP request-target SP HTTP-version` (RFC 9112, section 3), nothing looser.
@@ -128,14 +130,41 @@ fn check_request_line(line: &[u8]) -> Result<(), FramingFault> {
     if sound { Ok(()) } else { Err(FramingFault::MalformedHead) }
 }
 
-fn check(
+/// Whether a WebSocket is opened, the one upgrade that is passed on.
+///
+/// A request that asks for it and could not get it (another method, a body, no `Connection:
+/// upgrade`) is one that two parties would read differently: an upgrade to the one, the start of a
+/// further request to the other.
+fn check_upgrade(
     fields: &[FieldLine<'_>],
-    http10: bool,
+    may_upgrade: bool,
     over_tls: bool,
-) -> Result<(BodyLength, bool), FramingFault> {
+) -> Result<bool, FramingFault> {
+    let named = |name: &'static str| {
+        let fields = fields.iter();
+        fields.filter(move |field| field.name.eq_ignore_ascii_case(name.as_bytes()))
+    };
+    let mut upgrades = named("upgrade");
+    let Some(upgrade) = upgrades.next() else { return Ok(false) };
+    if !upgrade.value.eq_ignore_ascii_case(b"websocket") {
+        // Clients offer h2c on plain text (curl, Java), and the offer is not taken up. Over TLS it
+        // is never meant (RFC 9113, section 3.1).
+        return if over_tls { Err(FramingFault::Upgrade) } else { Ok(false) };
+    }
+    let connection = named("connection").any(|field| {
+        let mut options = field.value.split(|b| *b == b',');
+        options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
+    });
+    if may_upgrade && connection && upgrades.next().is_none() {
+        Ok(true)
+    } else {
+        Err(FramingFault::Upgrade)
+    }
+}
+
+fn check(fields: &[FieldLine<'_>], http10: bool) -> Result<BodyLength, FramingFault> {
     let (mut lengths, mut encodings, mut hosts) = (0_u32, 0_u32, 0_u32);
     let mut body = BodyLength::None;
-    let mut upgrade = false;
     for field in fields {
         match field.name.len() {
             14 if field.name.eq_ignore_ascii_case(b"content-length") => {
@@ -150,14 +179,6 @@ fn check(
                 }
             }
             4 if field.name.eq_ignore_ascii_case(b"host") => hosts += 1,
-            7 if field.name.eq_ignore_ascii_case(b"upgrade") => {
-                let websocket = field.value.eq_ignore_ascii_case(b"websocket");
-                if over_tls && !websocket {
-                    return Err(FramingFault::Upgrade);
-                }
-                // Clients offer h2c on plain text (curl, Java); the offer is not taken up.
-                upgrade |= websocket;
-            }
             _ => {}
         }
     }
@@ -166,7 +187,7 @@ fn check(
         (2.., _) => Err(FramingFault::SeveralLengths),
         (_, 2..) => Err(FramingFault::TransferEncoding),
         _ if hosts > 1 || (hosts == 0 && !http10) => Err(FramingFault::Host),
-        _ => Ok((body, upgrade)),
+        _ => Ok(body),
     }
 }
 
@@ -251,7 +272,6 @@ mod tests {
             ("Content-Length: 5\r\n", None),
             ("content-length:5\r\n", None),
             ("Transfer-Encoding: chunked\r\n", None),
-            ("Upgrade: websocket\r\nConnection: Upgrade\r\n", None),
             ("X-Tab: a\tb\r\n", None),
             ("X-Latin: \u{e9}\r\n", None),
             ("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", Some(LengthAndEncoding)),
@@ -295,6 +315,28 @@ mod tests {
             read_http1(b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", false),
             Err(FramingFault::TransferEncoding)
         );
+    }
+
+    #[test]
+    fn a_websocket_is_the_one_upgrade() {
+        use FramingFault::Upgrade;
+        let plain = "Upgrade: WebSocket\r\nConnection: keep-alive, Upgrade\r\n";
+        let cases: &[(&str, &str, Result<bool, FramingFault>)] = &[
+            ("GET / HTTP/1.1", plain, Ok(true)),
+            ("GET / HTTP/1.1", "", Ok(false)),
+            ("GET / HTTP/1.1", "Connection: upgrade\r\n", Ok(false)),
+            ("GET / HTTP/1.1", "Upgrade: websocket\r\n", Err(Upgrade)),
+            ("POST / HTTP/1.1", plain, Err(Upgrade)),
+            ("GET / HTTP/1.0", plain, Err(Upgrade)),
+            ("GET / HTTP/1.1", "Upgrade: h2c\r\nConnection: Upgrade\r\n", Err(Upgrade)),
+        ];
+        for (line, fields, wanted) in cases {
+            let raw = format!("{line}\r\nHost: a\r\n{fields}\r\n");
+            let seen = read_http1(raw.as_bytes(), true).map(|head| head.websocket);
+            assert_eq!(seen, *wanted, "{line} {fields:?}");
+        }
+        let with_body = format!("GET / HTTP/1.1\r\nHost: a\r\n{plain}Content-Length: 3\r\n\r\n");
+        assert_eq!(read_http1(with_body.as_bytes(), true), Err(Upgrade));
     }
 
     #[test]

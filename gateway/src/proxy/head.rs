@@ -10,7 +10,7 @@ use http::{Method, Version, uri};
 use pingora_error::{Error, ErrorType, OrErr};
 use pingora_http::{RequestHeader, ResponseHeader};
 
-use crate::account::{header_value_kept, redact_path};
+use crate::account::{header_value_kept, is_credential_header, redact_path};
 use crate::connection::Connection;
 use crate::limits::REQUEST_ID_BYTES_MAX;
 
@@ -34,7 +34,7 @@ pub fn capture(
             _ => HttpVersion::Http11,
         },
         method: head.method.as_str().to_owned(),
-        path: redact_path(&String::from_utf8_lossy(head.raw_path())),
+        path: redact_path(origin_form(head)),
         headers: block
             .iter()
             .filter(|(name, _)| !name.starts_with(b":"))
@@ -42,22 +42,6 @@ pub fn capture(
             .collect(),
         h2,
     }
-}
-
-/// Whether a request opens a WebSocket over HTTP/1.1 (RFC 6455, section 4.1).
-#[must_use]
-pub fn is_websocket(head: &RequestHeader) -> bool {
-    let names_upgrade = |value: &HeaderValue| {
-        let mut options = value.as_bytes().split(|b| *b == b',');
-        options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
-    };
-    head.version == Version::HTTP_11
-        && head.method == Method::GET
-        && head
-            .headers
-            .get(header::UPGRADE)
-            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
-        && head.headers.get_all(header::CONNECTION).iter().any(names_upgrade)
 }
 
 fn header_field(name: &[u8], value: &[u8]) -> HeaderField {
@@ -208,8 +192,7 @@ fn forwarded(
     connection: &Connection,
 ) -> Result<(), Box<Error>> {
     let trusted = connection.listener.fingerprint_headers.as_ref();
-    let trusted = trusted.is_some_and(|headers| connection.peer_is_in(&headers.from))
-        || !connection.listener.proxy_protocol_from.is_empty();
+    let trusted = trusted.is_some_and(|headers| connection.client_is_in(&headers.from));
     let client = connection.client_ip();
     let proto = if connection.tls.is_some() { "https" } else { "http" };
     let node = match client {
@@ -279,13 +262,14 @@ const HOP_BY_HOP: &[&str] = &[
 
 /// End-to-end fields that a `Connection` header may not make disappear.
 const NOT_FOR_CONNECTION: &[&str] = &[
-    "authorization",
+    "content-encoding",
     "content-length",
     "content-type",
+    "expect",
     "host",
+    "idempotency-key",
     "transfer-encoding",
     "te",
-    "x-api-key",
     "x-forwarded-for",
     "x-forwarded-host",
     "x-forwarded-proto",
@@ -298,8 +282,9 @@ fn named_by_connection(headers: &http::HeaderMap) -> Vec<HeaderName> {
         .iter()
         .flat_map(|value| value.as_bytes().split(|b| *b == b','))
         .filter_map(|token| HeaderName::from_bytes(token.trim_ascii()).ok())
-        .filter(|name| !NOT_FOR_CONNECTION.contains(&name.as_str()))
-        .take(16)
+        .filter(|name| {
+            !NOT_FOR_CONNECTION.contains(&name.as_str()) && !is_credential_header(name.as_str())
+        })
         .collect()
 }
 
@@ -316,17 +301,22 @@ fn join_cookies(out: &mut RequestHeader) -> Result<(), Box<Error>> {
     Ok(())
 }
 
-fn origin_form(head: &RequestHeader) -> &str {
+/// The request's path and query, whichever form its target has (RFC 9112, section 3.2).
+#[must_use]
+pub fn origin_form(head: &RequestHeader) -> &str {
     head.uri.path_and_query().map_or("/", |path| match path.as_str() {
         "" => "/",
         path => path,
     })
 }
 
-/// Shared text of a header's value.
+/// The text of a header that a load balancer sets; `None` where there are several, since one of
+/// them is then the client's.
 #[must_use]
 pub fn header_text(head: &RequestHeader, name: &str) -> Option<Arc<str>> {
-    head.headers.get(name).and_then(|value| value.to_str().ok()).map(Arc::from)
+    let mut values = head.headers.get_all(name).iter();
+    let value = values.next().filter(|_| values.next().is_none())?;
+    value.to_str().ok().map(Arc::from)
 }
 
 #[cfg(test)]

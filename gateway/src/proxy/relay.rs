@@ -1,11 +1,14 @@
 //! One attempt to serve a request: both directions at once, streamed, observed on the way.
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use detectors::{Answer, Format};
-use http::{Method, StatusCode, Version, header};
+use h2::SendStream;
+use http::{HeaderMap, Method, StatusCode, Version, header};
 use pingora_core::protocols::http::ServerSession;
 use pingora_error::{Error, ErrorType};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -18,6 +21,9 @@ use crate::connection::Connection;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::wire::AnswerReader;
+
+/// Longest silence of an upstream on an upgraded connection.
+const UPGRADED_IDLE_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
 /// Where the request body comes from.
 #[derive(Clone, Debug)]
@@ -46,6 +52,8 @@ pub struct Plan<'a> {
     pub request_id: &'a str,
     /// The client's connection.
     pub connection: &'a Connection,
+    /// Whether this is a WebSocket handshake.
+    pub websocket: bool,
     /// Counters.
     pub metrics: &'a Metrics,
     /// When the request arrived.
@@ -86,6 +94,11 @@ pub async fn run(
         write_mode: plan.connection.write_mode.clone(),
         reader: None,
         gathered: BytesMut::new(),
+        h2_client: None,
+        undelivered: Bytes::new(),
+        answer_ended: false,
+        trailers: None,
+        stalled_since: None,
         started: plan.started,
         request_sent: None,
         first_byte: None,
@@ -107,6 +120,16 @@ struct Relay {
     /// Present once the response head was passed on.
     reader: Option<AnswerReader>,
     gathered: BytesMut,
+    /// HTTP/2: the answer's sink, apart so that the client can go on sending while it has no room.
+    h2_client: Option<SendStream<Bytes>>,
+    /// Answer bytes that the client has no room for yet (HTTP/2).
+    undelivered: Bytes,
+    /// Nothing comes behind `undelivered`.
+    answer_ended: bool,
+    /// Trailers that follow `undelivered`.
+    trailers: Option<HeaderMap>,
+    /// Since when one side has taken nothing of what waits for it, and how much it had taken then.
+    stalled_since: Option<(Instant, u64)>,
     started: Instant,
     request_sent: Option<Instant>,
     first_byte: Option<Duration>,
@@ -129,14 +152,23 @@ enum Fault {
     Upstream(Box<Error>),
 }
 
+/// What the select of [`Relay::exchange`] woke up to.
+enum Woken {
+    Upstream(pingora_error::Result<Option<Event>>),
+    Client(pingora_error::Result<Option<Bytes>>),
+    /// HTTP/2: the client has room, or went away.
+    Room(Result<usize, ()>),
+    Stalled,
+}
+
 impl Relay {
     async fn run(
         &mut self,
         session: &mut ServerSession,
         upstream: &mut UpstreamSide,
-        plan: Plan<'_>,
+        mut plan: Plan<'_>,
     ) -> Ended {
-        let outcome = self.exchange(session, upstream, &plan).await;
+        let outcome = self.exchange(session, upstream, &mut plan).await;
         match outcome {
             Ok(()) => Ended::Complete(self.answer(plan.metrics, true)),
             Err(Fault::Client(error)) if self.reader.is_some() => {
@@ -159,39 +191,22 @@ impl Relay {
         &mut self,
         session: &mut ServerSession,
         upstream: &mut UpstreamSide,
-        plan: &Plan<'_>,
+        plan: &mut Plan<'_>,
     ) -> Result<(), Fault> {
-        upstream.set_write_timeout(plan.limits.write_timeout);
         upstream.set_read_timeout(plan.upstream.first_byte_timeout);
         self.send_request(upstream, plan).await?;
         loop {
-            let streaming = matches!(plan.body, RequestBody::Streamed) || self.upgraded;
-            let client_done = !streaming || session.is_body_done();
-            // Once all is sent, reading only watches for the client going away.
-            let watch_client = client_done || self.upgraded || upstream.takes_more();
-            let step = if upstream.has_outgoing() {
-                // HTTP/2 with a full window: move the body on, and answers may come early.
-                tokio::select! {
-                    event = upstream.push_or_next(&mut self.gathered) => match event.transpose() {
-                        Some(event) => self.answered(session, upstream, plan, event).await?,
-                        None => Step::Continue,
-                    },
-                    gone = session.read_body_or_idle(true), if client_done => {
-                        return Err(client_gone(gone));
-                    }
+            let woken = self.wait(session, upstream, plan).await?;
+            let step = match woken {
+                Woken::Upstream(Ok(None)) => Step::Continue,
+                Woken::Upstream(Ok(Some(event))) => {
+                    self.answered(session, upstream, plan, event).await?
                 }
-            } else {
-                tokio::select! {
-                    event = upstream.next(&mut self.gathered) => {
-                        self.answered(session, upstream, plan, event).await?
-                    }
-                    piece = session.read_body_or_idle(client_done), if watch_client => {
-                        if client_done {
-                            return Err(client_gone(piece));
-                        }
-                        self.uploaded(session, upstream, plan, piece).await?
-                    }
-                }
+                Woken::Upstream(Err(error)) => return Err(Fault::Upstream(error)),
+                Woken::Client(read) => self.client_read(session, upstream, plan, read).await?,
+                Woken::Room(Ok(room)) => self.send_undelivered(room)?,
+                Woken::Room(Err(())) => return Err(client_gone()),
+                Woken::Stalled => Step::Continue,
             };
             if matches!(step, Step::Done) {
                 return Ok(());
@@ -199,35 +214,96 @@ impl Relay {
         }
     }
 
+    /// Waits for whatever comes first. Each side waits only for itself: a client without room does
+    /// not keep its own upload from going on, nor an upstream without room its answer.
+    async fn wait(
+        &mut self,
+        session: &mut ServerSession,
+        upstream: &mut UpstreamSide,
+        plan: &Plan<'_>,
+    ) -> Result<Woken, Fault> {
+        let client_sent_all = self.client_sent_all(session, plan);
+        let wants_client = if self.upgraded {
+            !upstream.is_backed_up()
+        } else if client_sent_all {
+            // Reading then only watches for the client going away. Once an HTTP/2 answer has
+            // begun, its sink tells that.
+            self.h2_client.is_none()
+        } else {
+            upstream.takes_more()
+        };
+        let blocked = !self.undelivered.is_empty();
+        let stall = self.stall_deadline(upstream, plan)?;
+        let watches_sink = blocked || (client_sent_all && self.h2_client.is_some());
+        let Self { gathered, h2_client, .. } = self;
+        Ok(tokio::select! {
+            event = upstream.drive(gathered, !blocked) => Woken::Upstream(event),
+            room = client_room(h2_client, blocked), if watches_sink => Woken::Room(room),
+            read = session.read_body_or_idle(client_sent_all), if wants_client => {
+                Woken::Client(read)
+            }
+            () = sleep_until(stall), if stall.is_some() => Woken::Stalled,
+        })
+    }
+
+    fn client_sent_all(&self, session: &mut ServerSession, plan: &Plan<'_>) -> bool {
+        let streamed = matches!(plan.body, RequestBody::Streamed) || self.upgraded;
+        !streamed || session.is_body_done()
+    }
+
+    /// When to give up on a side that takes nothing; `None` while nothing waits to be taken.
+    fn stall_deadline(
+        &mut self,
+        upstream: &UpstreamSide,
+        plan: &Plan<'_>,
+    ) -> Result<Option<Instant>, Fault> {
+        let (unsent, moved_total) = upstream.unsent();
+        if unsent == 0 && self.undelivered.is_empty() {
+            self.stalled_since = None;
+            return Ok(None);
+        }
+        // Either number changes when its side takes something.
+        let mark = moved_total.wrapping_add(self.undelivered.len() as u64);
+        let since = match self.stalled_since {
+            Some((since, before)) if before == mark => since,
+            _ => {
+                let now = Instant::now();
+                self.stalled_since = Some((now, mark));
+                now
+            }
+        };
+        let deadline = since + plan.limits.write_timeout;
+        if deadline > Instant::now() {
+            return Ok(Some(deadline));
+        }
+        let error = Error::explain(ErrorType::WriteTimedout, "nothing was taken in time");
+        Err(if self.undelivered.is_empty() { Fault::Upstream(error) } else { Fault::Client(error) })
+    }
+
     async fn send_request(
         &mut self,
         upstream: &mut UpstreamSide,
-        plan: &Plan<'_>,
+        plan: &mut Plan<'_>,
     ) -> Result<(), Fault> {
         let end = matches!(plan.body, RequestBody::None);
         upstream.send_head(plan.head.clone(), end).await.map_err(Fault::Upstream)?;
-        if let RequestBody::Whole(body) = &plan.body
-            && let Err(error) = upstream.send_body(body.clone(), true).await
-        {
-            // An upstream may answer and close before it has read all. Its answer is then there to
-            // be read; where it is not, reading fails and tells why.
-            tracing::debug!(%error, "upstream did not take the whole request");
+        if let RequestBody::Whole(body) = &plan.body {
+            upstream.send_body(body.clone(), true);
         }
         self.request_sent = Some(Instant::now());
         Ok(())
     }
 
-    /// The client sent a piece of a streamed body, or of an upgraded connection.
-    async fn uploaded(
+    /// The client sent a piece of a streamed body or of an upgraded connection, or went away.
+    async fn client_read(
         &mut self,
         session: &mut ServerSession,
         upstream: &mut UpstreamSide,
         plan: &Plan<'_>,
-        piece: pingora_error::Result<Option<Bytes>>,
+        read: pingora_error::Result<Option<Bytes>>,
     ) -> Result<Step, Fault> {
-        let piece = piece.map_err(Fault::Client)?;
         if self.upgraded {
-            return match piece {
+            return match read.map_err(Fault::Client)? {
                 Some(piece) => {
                     count_in(plan, piece.len());
                     upstream.send_upgraded(piece).await.map_err(Fault::Upstream)?;
@@ -236,6 +312,11 @@ impl Relay {
                 None => Ok(Step::Done),
             };
         }
+        if !matches!(plan.body, RequestBody::Streamed) {
+            // Nothing more was to come.
+            return Err(read.err().map_or_else(client_gone, Fault::Client));
+        }
+        let piece = read.map_err(Fault::Client)?;
         self.body_consumed = true;
         if let Some(fault) = plan.connection.fault() {
             // Cut off before its end, the request is never complete at the upstream.
@@ -245,9 +326,7 @@ impl Relay {
         let end = piece.is_none() || session.is_body_done();
         let piece = piece.unwrap_or_default();
         count_in(plan, piece.len());
-        if let Err(error) = upstream.send_body(piece, end).await {
-            tracing::debug!(%error, "upstream did not take the whole request");
-        }
+        upstream.send_body(piece, end);
         self.request_sent = Some(Instant::now());
         Ok(Step::Continue)
     }
@@ -257,38 +336,45 @@ impl Relay {
         session: &mut ServerSession,
         upstream: &mut UpstreamSide,
         plan: &Plan<'_>,
-        event: pingora_error::Result<Event>,
+        event: Event,
     ) -> Result<Step, Fault> {
-        match event.map_err(Fault::Upstream)? {
+        match event {
             Event::Head(head, _) if head.status.is_informational() && head.status != 101 => {
                 // A 100 was answered here; others (103) tell nothing that has to be passed on.
                 Ok(Step::Continue)
             }
+            Event::Head(head, _) if head.status == 101 && !plan.websocket => {
+                Err(Fault::Upstream(Error::explain(
+                    ErrorType::InvalidHTTPHeader,
+                    "the upstream switched protocols unasked",
+                )))
+            }
             Event::Head(head, end) => {
                 let end = end || upstream.gather(&mut self.gathered);
                 upstream.set_read_timeout(plan.upstream.idle_timeout);
+                // From here the upstream's silence is what ends an exchange.
+                session.set_read_timeout(None);
+                let with_body = !(end && self.gathered.is_empty());
                 self.begin(session, plan, head, end).await?;
-                if end && self.gathered.is_empty() && session.is_http2() {
+                if session.is_http2() && !with_body {
                     // The head carried END_STREAM.
                     return Ok(Step::Done);
                 }
                 self.upgraded = session.was_upgraded();
                 if self.upgraded {
                     // Messages may be a long time apart, and either side ends it.
-                    upstream.set_read_timeout(Duration::from_secs(24 * 3600));
-                    session.set_read_timeout(None);
+                    upstream.set_read_timeout(UPGRADED_IDLE_TIMEOUT);
                 }
-                self.deliver(session, end).await
+                self.deliver(session, plan, end).await
             }
-            Event::Body(end) => self.deliver(session, end).await,
+            Event::Body(end) => self.deliver(session, plan, end).await,
             Event::Trailers(trailers) => {
                 self.note_grpc_status(&trailers);
-                self.deliver(session, false).await?;
-                session.write_response_trailers(trailers).await.map_err(Fault::Client)?;
-                if !session.is_http2() {
-                    self.deliver(session, true).await?;
+                // HTTP/1 has no way to send them that clients read.
+                if session.is_http2() {
+                    self.trailers = Some(trailers);
                 }
-                Ok(Step::Done)
+                self.deliver(session, plan, true).await
             }
         }
     }
@@ -335,34 +421,31 @@ impl Relay {
         self.note_grpc_status(&head.headers);
         let content_type = content_type.filter(|_| format == plan.format);
         self.reader = Some(AnswerReader::new(format, self.status, content_type));
-        let written = match session {
-            ServerSession::H2(h2) => {
-                // Pingora sends a head without END_STREAM for the version-neutral call, but a gRPC
-                // error without messages must be trailers-only.
-                h2.write_response_header(head, !has_body)
-            }
-            _ => {
-                // Pingora flushes a body of unknown length piece by piece, one of known length only
-                // at its end. A head whose body is at hand leaves with it.
-                let after = || {
-                    if known_length { self.write_mode.eager() } else { self.write_mode.on_flush() }
-                };
-                if self.gathered.is_empty() {
-                    after();
-                } else {
-                    self.write_mode.cork();
-                }
-                let written = session.write_response_header(head).await;
-                after();
-                written
-            }
+        if let ServerSession::H2(h2) = session {
+            // Pingora's version-neutral call sends a head without END_STREAM, but a gRPC error
+            // without messages must be trailers-only.
+            h2.write_response_header(head, !has_body).map_err(Fault::Client)?;
+            self.h2_client = h2.take_response_body_writer();
+            return Ok(());
+        }
+        // Pingora flushes a body of unknown length piece by piece, one of known length only at its
+        // end. A head whose body is at hand leaves with it.
+        let after = || {
+            if known_length { self.write_mode.eager() } else { self.write_mode.on_flush() }
         };
-        written.map_err(Fault::Client)
+        if self.gathered.is_empty() {
+            after();
+        } else {
+            self.write_mode.cork();
+        }
+        let written = in_time(plan, session.write_response_header(head)).await;
+        after();
+        written
     }
 
     /// A gRPC call fails inside an HTTP 200: in its trailers, or in the head of a response without
     /// messages.
-    fn note_grpc_status(&mut self, fields: &http::HeaderMap) {
+    fn note_grpc_status(&mut self, fields: &HeaderMap) {
         let status = fields.get("grpc-status").and_then(|status| status.to_str().ok());
         if let Some(status) = status.filter(|status| *status != "0" && status.len() <= 3) {
             self.grpc_error = Some(format!("grpc-status {status}"));
@@ -370,7 +453,12 @@ impl Relay {
     }
 
     /// Passes gathered body bytes on.
-    async fn deliver(&mut self, session: &mut ServerSession, end: bool) -> Result<Step, Fault> {
+    async fn deliver(
+        &mut self,
+        session: &mut ServerSession,
+        plan: &Plan<'_>,
+        end: bool,
+    ) -> Result<Step, Fault> {
         let bytes = self.gathered.split().freeze();
         if !bytes.is_empty() {
             if self.first_byte.is_none() {
@@ -380,16 +468,42 @@ impl Relay {
                 reader.count(&bytes);
             }
         }
-        if end && !session.is_http2() && !bytes.is_empty() {
+        if session.is_http2() {
+            self.undelivered = bytes;
+            self.answer_ended = end;
+            let Some(client) = &mut self.h2_client else { return Err(client_gone()) };
+            client.reserve_capacity(self.undelivered.len());
+            let room = client.capacity();
+            return self.send_undelivered(room);
+        }
+        if end && !bytes.is_empty() {
             // The last bytes and the end of the body leave together.
             self.write_mode.cork();
-            session.write_response_body(bytes, false).await.map_err(Fault::Client)?;
+            in_time(plan, session.write_response_body(bytes, false)).await?;
             self.write_mode.on_flush();
-            session.write_response_body(Bytes::new(), true).await.map_err(Fault::Client)?;
+            in_time(plan, session.write_response_body(Bytes::new(), true)).await?;
         } else {
-            session.write_response_body(bytes, end).await.map_err(Fault::Client)?;
+            in_time(plan, session.write_response_body(bytes, end)).await?;
         }
         Ok(if end { Step::Done } else { Step::Continue })
+    }
+
+    /// Sends what the client has room for (HTTP/2), and the end once all is sent.
+    fn send_undelivered(&mut self, room: usize) -> Result<Step, Fault> {
+        let Some(client) = &mut self.h2_client else { return Err(client_gone()) };
+        let piece = self.undelivered.split_to(room.min(self.undelivered.len()));
+        let all = self.undelivered.is_empty();
+        let end = all && self.answer_ended && self.trailers.is_none();
+        if !piece.is_empty() || end {
+            client.send_data(piece, end).map_err(|_| client_gone())?;
+        }
+        if all && self.answer_ended {
+            if let Some(trailers) = self.trailers.take() {
+                client.send_trailers(trailers).map_err(|_| client_gone())?;
+            }
+            return Ok(Step::Done);
+        }
+        Ok(Step::Continue)
     }
 
     fn answer(&mut self, metrics: &Metrics, complete: bool) -> Answer {
@@ -419,8 +533,43 @@ fn count_in(plan: &Plan<'_>, bytes: usize) {
     plan.metrics.body_bytes.with_label_values(&["in"]).inc_by(bytes as u64);
 }
 
-fn client_gone(read: pingora_error::Result<Option<Bytes>>) -> Fault {
-    Fault::Client(read.err().unwrap_or_else(|| {
-        Error::explain(ErrorType::ConnectionClosed, "client closed before the answer was complete")
-    }))
+fn client_gone() -> Fault {
+    Fault::Client(Error::explain(
+        ErrorType::ConnectionClosed,
+        "client closed before the answer was complete",
+    ))
+}
+
+/// Bounds a write to the client: pingora's own timeout covers neither heads nor flushes.
+async fn in_time(
+    plan: &Plan<'_>,
+    write: impl Future<Output = pingora_error::Result<()>>,
+) -> Result<(), Fault> {
+    match tokio::time::timeout(plan.limits.write_timeout, write).await {
+        Ok(written) => written.map_err(Fault::Client),
+        Err(_) => Err(Fault::Client(Error::explain(
+            ErrorType::WriteTimedout,
+            "the client takes no more of the answer",
+        ))),
+    }
+}
+
+/// Waits until the client has room for more of the answer, if some is waiting, or resets the stream
+/// (HTTP/2).
+async fn client_room(client: &mut Option<SendStream<Bytes>>, blocked: bool) -> Result<usize, ()> {
+    let Some(client) = client else { return std::future::pending().await };
+    poll_fn(|cx| {
+        if blocked && let Poll::Ready(room) = client.poll_capacity(cx) {
+            return Poll::Ready(room.and_then(Result::ok).ok_or(()));
+        }
+        client.poll_reset(cx).map(|_| Err(()))
+    })
+    .await
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
 }

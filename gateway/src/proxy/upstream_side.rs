@@ -4,6 +4,7 @@
 //! buffer is passed on in one piece, an event that is alone is passed on alone.
 
 use std::future::{Future, poll_fn};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -13,20 +14,24 @@ use h2::SendStream;
 use http::HeaderMap;
 use pingora_core::protocols::http::client::HttpSession;
 use pingora_core::protocols::http::v1::client::HttpSession as Http1Session;
-use pingora_error::{Error, ErrorType, OrErr, Result};
+use pingora_error::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 
-use crate::limits::WRITE_GATHER_BYTES;
+use super::upstream_io::{Outlet, UpstreamIo};
+use crate::limits::{UPSTREAM_UNSENT_BYTES_MAX, WRITE_GATHER_BYTES};
 
 /// An upstream connection (HTTP/1.1) or stream (HTTP/2) that serves one exchange.
 pub struct UpstreamSide {
     session: HttpSession,
+    /// HTTP/1.1: the connection's write buffer.
+    outlet: Option<Arc<Outlet>>,
     /// HTTP/2: the request body's sink, apart so that both directions can run at once.
     h2_body: Option<SendStream<Bytes>>,
-    /// Request bytes that the upstream has no room for yet (HTTP/2).
+    /// Request bytes that the upstream has no room for yet.
     outgoing: Bytes,
-    /// The request's end follows `outgoing`.
+    /// Nothing comes behind `outgoing`: the request ends there, or was given up.
     outgoing_ends: bool,
+    h2_moved_total: u64,
     request_sent: bool,
     head_read: bool,
     ended: bool,
@@ -49,11 +54,20 @@ impl UpstreamSide {
     /// Takes over a connected session.
     #[must_use]
     pub fn new(session: HttpSession) -> Self {
+        let (session, outlet) = match session {
+            HttpSession::H1(h1) => {
+                let (h1, outlet) = with_outlet(h1);
+                (HttpSession::H1(h1), outlet)
+            }
+            session => (session, None),
+        };
         Self {
             session,
+            outlet,
             h2_body: None,
             outgoing: Bytes::new(),
             outgoing_ends: false,
+            h2_moved_total: 0,
             request_sent: false,
             head_read: false,
             ended: false,
@@ -72,15 +86,6 @@ impl UpstreamSide {
         match &mut self.session {
             HttpSession::H1(h1) => h1.read_timeout = Some(timeout),
             HttpSession::H2(h2) => h2.read_timeout = Some(timeout),
-            HttpSession::Custom(()) => {}
-        }
-    }
-
-    /// Sets the longest time that writing a piece of the request may take.
-    pub fn set_write_timeout(&mut self, timeout: Duration) {
-        match &mut self.session {
-            HttpSession::H1(h1) => h1.write_timeout = Some(timeout),
-            HttpSession::H2(h2) => h2.write_timeout = Some(timeout),
             HttpSession::Custom(()) => {}
         }
     }
@@ -110,37 +115,16 @@ impl UpstreamSide {
     /// Whether a further piece of the request can be taken.
     #[must_use]
     pub fn takes_more(&self) -> bool {
-        !self.request_sent && self.outgoing.is_empty() && !self.outgoing_ends
+        !self.request_sent && !self.outgoing_ends && !self.is_backed_up()
     }
 
-    /// Sends a piece of the request body. HTTP/2 pieces that find no room wait inside, and
-    /// [`Self::push_or_next`] moves them on.
-    ///
-    /// # Errors
-    /// The write's error.
-    pub async fn send_body(&mut self, piece: Bytes, end: bool) -> Result<()> {
-        if let HttpSession::H1(h1) = &mut self.session {
-            if !piece.is_empty() {
-                h1.write_body(&piece).await?;
-            }
-            if end {
-                h1.finish_body().await?;
-                self.request_sent = true;
-            }
-            return Ok(());
+    /// Takes a piece of the request body, to be sent by [`Self::drive`].
+    pub fn send_body(&mut self, piece: Bytes, end: bool) {
+        if let Some(body) = &mut self.h2_body {
+            body.reserve_capacity(piece.len());
         }
-        let Some(body) = &mut self.h2_body else { return Ok(()) };
-        if piece.is_empty() {
-            if end {
-                body.send_data(piece, true).or_err(ErrorType::WriteError, "ending request")?;
-                self.request_sent = true;
-            }
-            return Ok(());
-        }
-        body.reserve_capacity(piece.len());
         self.outgoing = piece;
         self.outgoing_ends = end;
-        Ok(())
     }
 
     /// Sends raw bytes of an upgraded connection.
@@ -155,67 +139,161 @@ impl UpstreamSide {
         Ok(())
     }
 
-    /// Whether [`Self::push_or_next`] has bytes to move.
+    /// Whether bytes wait for room, so that no more may be taken.
     #[must_use]
-    pub fn has_outgoing(&self) -> bool {
-        !self.outgoing.is_empty()
+    pub fn is_backed_up(&self) -> bool {
+        !self.outgoing.is_empty() || self.outlet.as_ref().is_some_and(|outlet| !outlet.has_room())
     }
 
-    /// Moves waiting request bytes as the upstream makes room, or reads the next event, whichever
-    /// comes first; `None` when bytes were moved. Not to be called again once dropped half-way.
+    /// Request bytes that have not left, and how many ever did: it stalls where the second number
+    /// does not grow while the first is not zero.
+    #[must_use]
+    pub fn unsent(&self) -> (usize, u64) {
+        match &self.outlet {
+            Some(outlet) => (self.outgoing.len() + outlet.unsent(), outlet.moved_total()),
+            None => (self.outgoing.len(), self.h2_moved_total),
+        }
+    }
+
+    /// Moves the exchange on: sends what finds room and, if `may_read`, reads the next event (body
+    /// bytes go to `gathered`). `None` when only something was sent.
+    ///
+    /// Cancel-safe: dropped while it waits, it has lost nothing.
     ///
     /// # Errors
-    /// The write's or the read's error.
-    pub async fn push_or_next(&mut self, gathered: &mut BytesMut) -> Result<Option<Event>> {
-        let Some(mut body) = self.h2_body.take() else {
-            return self.next(gathered).await.map(Some);
-        };
-        let outcome = {
-            let mut next = std::pin::pin!(self.next(gathered));
-            poll_fn(|cx| match body.poll_capacity(cx) {
-                Poll::Ready(room) => Poll::Ready(Err(room)),
-                Poll::Pending => next.as_mut().poll(cx).map(Ok),
-            })
-            .await
-        };
-        let moved = match outcome {
-            Ok(event) => event.map(Some),
-            Err(room) => self.send_outgoing(&mut body, room).map(|()| None),
-        };
-        self.h2_body = Some(body);
-        moved
+    /// The read's error. A write that fails is no error: the upstream may answer and close before
+    /// it has read all, and if it does not answer, reading tells.
+    pub async fn drive(
+        &mut self,
+        gathered: &mut BytesMut,
+        may_read: bool,
+    ) -> Result<Option<Event>> {
+        if self.outlet.is_some() {
+            self.drive_http1(gathered, may_read).await
+        } else {
+            self.drive_http2(gathered, may_read).await
+        }
     }
 
-    fn send_outgoing(
+    async fn drive_http1(
         &mut self,
-        body: &mut SendStream<Bytes>,
-        room: Option<std::result::Result<usize, h2::Error>>,
-    ) -> Result<()> {
-        let room = room
-            .unwrap_or_else(|| Err(h2::Reason::STREAM_CLOSED.into()))
-            .or_err(ErrorType::WriteError, "waiting for room in the request stream");
-        let room = match room {
-            Ok(room) => room,
-            Err(error) => {
-                // The upstream takes no more: what it answers is still read.
-                self.outgoing = Bytes::new();
-                self.outgoing_ends = true;
-                tracing::debug!(%error, "upstream did not take the whole request");
-                return Ok(());
-            }
-        };
-        let piece = self.outgoing.split_to(room.min(self.outgoing.len()));
-        let end = self.outgoing.is_empty() && self.outgoing_ends;
-        body.send_data(piece, end).or_err(ErrorType::WriteError, "writing request body")?;
-        self.request_sent |= end;
+        gathered: &mut BytesMut,
+        may_read: bool,
+    ) -> Result<Option<Event>> {
+        let outlet = self.outlet.clone().unwrap_or_default();
+        if outlet.failed() {
+            self.give_up_request();
+        }
+        let waiting = !self.outgoing.is_empty() || (self.outgoing_ends && !self.request_sent);
+        if waiting && outlet.has_room() && !outlet.failed() {
+            self.feed_http1().await?;
+            return Ok(None);
+        }
+        if !may_read {
+            // Bytes leave when the connection is read, and it is not to be read now.
+            return std::future::pending().await;
+        }
+        if outlet.unsent() == 0 {
+            return self.next(gathered).await.map(Some);
+        }
+        tokio::select! {
+            event = self.next(gathered) => event.map(Some),
+            () = outlet.moved() => Ok(None),
+        }
+    }
+
+    /// Hands a piece to the connection's buffer, which never waits.
+    async fn feed_http1(&mut self) -> Result<()> {
+        let HttpSession::H1(h1) = &mut self.session else { return Ok(()) };
+        let piece = self.outgoing.split_to(self.outgoing.len().min(UPSTREAM_UNSENT_BYTES_MAX));
+        if !piece.is_empty() {
+            h1.write_body(&piece).await?;
+        }
+        if self.outgoing.is_empty() && self.outgoing_ends {
+            h1.finish_body().await?;
+            self.request_sent = true;
+        }
         Ok(())
+    }
+
+    async fn drive_http2(
+        &mut self,
+        gathered: &mut BytesMut,
+        may_read: bool,
+    ) -> Result<Option<Event>> {
+        if self.outgoing_ends && self.outgoing.is_empty() && !self.request_sent {
+            self.end_http2();
+        }
+        if self.outgoing.is_empty() {
+            return if may_read {
+                self.next(gathered).await.map(Some)
+            } else {
+                std::future::pending().await
+            };
+        }
+        // The sink is taken for the time of one poll only, so that nothing is lost on a drop.
+        let outcome = poll_fn(|cx| {
+            if let Some(body) = &mut self.h2_body
+                && let Poll::Ready(room) = body.poll_capacity(cx)
+            {
+                return Poll::Ready(Err(room));
+            }
+            if !may_read {
+                return Poll::Pending;
+            }
+            let mut next = std::pin::pin!(self.next(gathered));
+            next.as_mut().poll(cx).map(Ok)
+        })
+        .await;
+        match outcome {
+            Ok(event) => event.map(Some),
+            Err(room) => {
+                self.send_outgoing_http2(room.and_then(std::result::Result::ok));
+                Ok(None)
+            }
+        }
+    }
+
+    fn send_outgoing_http2(&mut self, room: Option<usize>) {
+        let Some(body) = &mut self.h2_body else { return };
+        let sent = match room {
+            Some(room) => {
+                let piece = self.outgoing.split_to(room.min(self.outgoing.len()));
+                self.h2_moved_total += piece.len() as u64;
+                let end = self.outgoing.is_empty() && self.outgoing_ends;
+                let sent = body.send_data(piece, end).is_ok();
+                self.request_sent |= end && sent;
+                sent
+            }
+            None => false,
+        };
+        if !sent {
+            self.give_up_request();
+        }
+    }
+
+    fn end_http2(&mut self) {
+        let body = self.h2_body.as_mut();
+        if body.is_some_and(|body| body.send_data(Bytes::new(), true).is_ok()) {
+            self.request_sent = true;
+        } else {
+            self.give_up_request();
+        }
+    }
+
+    /// The upstream takes no more of the request. Its answer may still come; the connection is
+    /// not used again.
+    fn give_up_request(&mut self) {
+        self.outgoing = Bytes::new();
+        self.outgoing_ends = true;
+        self.h2_body = None;
     }
 
     /// Reads the next event; body bytes go to `gathered`. Cancel-safe.
     ///
     /// # Errors
     /// The read's error: the upstream closed early, reset the stream, or fell silent.
-    pub async fn next(&mut self, gathered: &mut BytesMut) -> Result<Event> {
+    async fn next(&mut self, gathered: &mut BytesMut) -> Result<Event> {
         if let Some(failure) = self.failure.take() {
             return Err(failure);
         }
@@ -317,7 +395,8 @@ impl UpstreamSide {
     /// Whether both directions are complete, so that an HTTP/1.1 connection can serve again.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.ended && self.request_sent && self.failure.is_none() && !self.was_upgraded()
+        let sent = self.outlet.as_ref().is_none_or(|out| out.unsent() == 0 && !out.failed());
+        self.ended && self.request_sent && sent && self.failure.is_none() && !self.was_upgraded()
     }
 
     /// Tells an HTTP/2 upstream that nobody waits for the answer any more.
@@ -334,6 +413,17 @@ impl UpstreamSide {
     pub fn into_session(self) -> HttpSession {
         self.session
     }
+}
+
+/// Puts [`UpstreamIo`] under a session, unless it comes from the pool with one.
+fn with_outlet(h1: Http1Session) -> (Http1Session, Option<Arc<Outlet>>) {
+    if let Some(io) = (**h1.stream()).as_any().downcast_ref::<UpstreamIo>() {
+        let outlet = io.outlet().clone();
+        return (h1, Some(outlet));
+    }
+    let io = UpstreamIo::new(h1.into_inner());
+    let outlet = io.outlet().clone();
+    (Http1Session::new(Box::new(io)), Some(outlet))
 }
 
 fn no_head() -> Box<Error> {

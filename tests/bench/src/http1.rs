@@ -287,34 +287,19 @@ mod tests {
 
     #[test]
     fn heads() {
-        let cases: &[(&[u8], Start, Option<(Framing, bool)>)] = &[
-            (
-                b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
-                Start::Response,
-                Some((Framing::Length(5), false)),
-            ),
-            (
-                b"HTTP/1.1 200 OK\r\ntransfer-encoding:chunked\r\n\r\n",
-                Start::Response,
-                Some((Framing::Chunked, false)),
-            ),
-            (
-                b"HTTP/1.1 200 OK\r\nConnection: Close\r\n\r\n",
-                Start::Response,
-                Some((Framing::UntilClose, true)),
-            ),
-            (
-                b"HTTP/1.1 204 No Content\r\n\r\n",
-                Start::Response,
-                Some((Framing::Length(0), false)),
-            ),
-            (b"GET / HTTP/1.1\r\n\r\n", Start::Request, Some((Framing::Length(0), false))),
-            (b"GET / HTTP/1.1\r\nhost: a\r\n", Start::Request, None),
-        ];
-        for (bytes, start, expected) in cases {
-            let parsed = Head::parse(bytes, *start).unwrap();
-            assert_eq!(parsed.map(|(head, _)| (head.framing, head.close)), *expected);
-        }
+        let check = |bytes: &[u8], start, expected| {
+            let parsed = Head::parse(bytes, start).unwrap();
+            assert_eq!(parsed.map(|(head, _)| (head.framing, head.close)), expected);
+        };
+        let ok = |fields: &str, expected| {
+            check(format!("HTTP/1.1 200 OK\r\n{fields}\r\n").as_bytes(), Start::Response, expected);
+        };
+        ok("Content-Length: 5\r\n", Some((Framing::Length(5), false)));
+        ok("transfer-encoding:chunked\r\n", Some((Framing::Chunked, false)));
+        ok("Connection: Close\r\n", Some((Framing::UntilClose, true)));
+        check(b"HTTP/1.1 204 None\r\n\r\n", Start::Response, Some((Framing::Length(0), false)));
+        check(b"GET / HTTP/1.1\r\n\r\n", Start::Request, Some((Framing::Length(0), false)));
+        check(b"GET / HTTP/1.1\r\nhost: a\r\n", Start::Request, None);
         for bytes in [
             &b"HTTP/2 200\r\n\r\n"[..],
             b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",

@@ -43,6 +43,17 @@ pub struct Places {
     pub upstream: Option<usize>,
 }
 
+/// What of the gateway's configuration is not the same for all.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Worker threads.
+    pub threads: usize,
+    /// Lines for the upstream's table; each ends with a line end.
+    pub upstream_lines: &'static str,
+    /// Lines for the table of limits; each ends with a line end.
+    pub limits_lines: &'static str,
+}
+
 impl Running {
     /// The process.
     #[must_use]
@@ -118,26 +129,27 @@ impl Stand {
         self.start(&mut command, address, places, "bare")
     }
 
-    /// Starts the gateway; `extra` is appended to its configuration.
+    /// Starts the gateway.
     ///
     /// # Errors
     /// When its binary is not there or it does not come up.
-    pub fn gateway(&self, places: Places, threads: usize, extra: &str) -> io::Result<Running> {
+    pub fn gateway(&self, places: Places, settings: &Settings) -> io::Result<Running> {
         let (address, admin) = (free_address()?, free_address()?);
         let folder = self.folder.path();
         let key = "5f1d6a0c93be47287ad03c9be1f4586d2e9a7b10c4d8f3652b7e90a1c6d4e8f3\n";
         write_private(&folder.join("account.key"), key)?;
         write_private(&folder.join("admin.token"), &key.replace('5', "6"))?;
         let upstream = self.upstream.address;
+        let Settings { threads, upstream_lines, limits_lines } = settings;
         let config = format!(
             "[[listener]]\naddress = \"{address}\"\n\
              certificates = [{{ chain = \"chain.pem\", key = \"key.pem\" }}]\n\n\
              [[route]]\nname = \"default\"\nupstream = \"model\"\n\n\
-             [upstream.model]\naddresses = [\"{upstream}\"]\n\n\
+             [upstream.model]\naddresses = [\"{upstream}\"]\n{upstream_lines}\n\
              [identity]\nkey_file = \"account.key\"\n\n\
              [admin]\naddress = \"{admin}\"\ntoken_file = \"admin.token\"\n\n\
              [server]\nthreads = {threads}\ndrain_seconds = 5\nupgrade_socket = \"upgrade.sock\"\n\n\
-             {extra}\n"
+             [limits]\n{limits_lines}"
         );
         let path = folder.join("stillgate.toml");
         fs::write(&path, config)?;

@@ -43,7 +43,7 @@ use serde_json::json;
 use stand::answer::Kind;
 use stand::figures::Spread;
 use stand::load::{Report, Reuse};
-use stand::proxies::{Places, Running, Stand, beside};
+use stand::proxies::{Places, Running, Settings, Stand, beside};
 use stand::system::{Process, busy_seconds, cpu_seconds, processor_model, processors, siblings};
 use stand::table::aligned;
 
@@ -53,6 +53,9 @@ const EVENTS: u32 = 100;
 const PACE: Duration = Duration::from_millis(20);
 /// Longest time that a run may take beyond its warm-up and window.
 const RUN_SLACK: Duration = Duration::from_secs(40);
+
+/// One worker thread, and for the rest the defaults.
+const AS_SHIPPED: Settings = Settings { threads: 1, upstream_lines: "", limits_lines: "" };
 
 #[derive(Parser)]
 #[command(about = "Measures what the gateway costs beside bare Pingora")]
@@ -349,7 +352,7 @@ impl Bench {
         }
         let stand = Stand::new(places)?;
         let bare = stand.bare(places)?;
-        let stillgate = stand.gateway(places, 1, "")?;
+        let stillgate = stand.gateway(places, &AS_SHIPPED)?;
         Ok(Self { bare, stillgate, stand, places, load: place(1), quick })
     }
 
