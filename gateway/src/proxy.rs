@@ -468,12 +468,6 @@ impl ConnectionApp {
                     }
                     Some(_) => return Err(Some(self.framing_refusal(FramingFault::Http2Fields))),
                 }
-                let lengths =
-                    request.headers.iter().filter(|(name, _)| &name[..] == b"content-length");
-                if lengths.count() > 1 {
-                    // h2 takes equal ones; HTTP/1 behind us would not.
-                    return Err(Some(self.framing_refusal(FramingFault::SeveralLengths)));
-                }
                 let seen = Some(request.capture());
                 Ok((head::capture(session.req_header(), &request.headers, seen), false))
             }

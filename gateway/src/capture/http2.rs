@@ -25,6 +25,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -94,6 +95,16 @@ pub enum H2Abuse {
     ConnectionSpecific,
     /// `te` with another value than `trailers`.
     TeNotTrailers,
+    /// A character in a field name that names do not have (RFC 9113, section 8.2.1).
+    InvalidName,
+    /// A control character in a field value (RFC 9113, section 8.2.1).
+    InvalidValue,
+    /// A pseudo-header whose value it cannot have: no path, or a space in it.
+    InvalidPseudo,
+    /// More than one Host, or one that is not the authority (RFC 9113, section 8.3.1).
+    SeveralHosts,
+    /// More than one Content-Length.
+    SeveralLengths,
     /// A header list larger than the limit, before or after decoding.
     HeaderListTooLarge,
     /// More fields than the limit.
@@ -110,7 +121,7 @@ pub enum H2Abuse {
 
 impl H2Abuse {
     /// Every kind.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 18] = [
         Self::PseudoAfterRegular,
         Self::PseudoUnknown,
         Self::PseudoDuplicate,
@@ -118,6 +129,11 @@ impl H2Abuse {
         Self::UppercaseName,
         Self::ConnectionSpecific,
         Self::TeNotTrailers,
+        Self::InvalidName,
+        Self::InvalidValue,
+        Self::InvalidPseudo,
+        Self::SeveralHosts,
+        Self::SeveralLengths,
         Self::HeaderListTooLarge,
         Self::TooManyFields,
         Self::ContinuationFlood,
@@ -137,6 +153,11 @@ impl H2Abuse {
             Self::UppercaseName => "uppercase_name",
             Self::ConnectionSpecific => "connection_specific",
             Self::TeNotTrailers => "te_not_trailers",
+            Self::InvalidName => "invalid_name",
+            Self::InvalidValue => "invalid_value",
+            Self::InvalidPseudo => "invalid_pseudo",
+            Self::SeveralHosts => "several_hosts",
+            Self::SeveralLengths => "several_lengths",
             Self::HeaderListTooLarge => "header_list_too_large",
             Self::TooManyFields => "too_many_fields",
             Self::ContinuationFlood => "continuation_flood",
@@ -745,11 +766,29 @@ impl Block {
     }
 }
 
+/// Of a host, whose letters have no case. It is compared within one request only.
+fn digest(host: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for byte in host {
+        hasher.write_u8(byte.to_ascii_lowercase());
+    }
+    hasher.finish()
+}
+
+/// RFC 9110, section 5.6.2.
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
 /// The rules of RFC 9113, sections 8.2 and 8.3, applied field by field.
 #[derive(Default)]
 struct Rules {
     pseudo_seen: u8,
     regular_seen: bool,
+    host_seen: bool,
+    length_seen: bool,
+    /// Digest of the authority, to compare a Host with.
+    authority: Option<u64>,
     connect: bool,
     broken: Option<H2Abuse>,
 }
@@ -760,12 +799,28 @@ impl Rules {
             return self.pseudo(name, value);
         }
         self.regular_seen = true;
+        if value.iter().any(|byte| (*byte < 0x20 && *byte != b'\t') || *byte == 0x7f) {
+            self.break_with(H2Abuse::InvalidValue);
+        }
         match name {
+            b"host" => {
+                let another = std::mem::replace(&mut self.host_seen, true);
+                if another || self.authority.is_some_and(|authority| authority != digest(value)) {
+                    self.break_with(H2Abuse::SeveralHosts);
+                }
+            }
+            // h2 takes equal ones; HTTP/1 behind us would not.
+            b"content-length" if std::mem::replace(&mut self.length_seen, true) => {
+                self.break_with(H2Abuse::SeveralLengths);
+            }
             b"connection" | b"keep-alive" | b"proxy-connection" | b"transfer-encoding"
             | b"upgrade" => self.break_with(H2Abuse::ConnectionSpecific),
             b"te" if value != b"trailers" => self.break_with(H2Abuse::TeNotTrailers),
             _ if name.iter().any(u8::is_ascii_uppercase) => {
                 self.break_with(H2Abuse::UppercaseName);
+            }
+            _ if name.is_empty() || !name.iter().all(|byte| is_token_byte(*byte)) => {
+                self.break_with(H2Abuse::InvalidName);
             }
             _ => {}
         }
@@ -784,6 +839,17 @@ impl Rules {
         };
         if self.pseudo_seen & bit != 0 {
             self.break_with(H2Abuse::PseudoDuplicate);
+        }
+        let sound = match bit {
+            METHOD => !value.is_empty() && value.iter().all(|byte| is_token_byte(*byte)),
+            AUTHORITY => value.iter().all(|byte| *byte > 0x20 && *byte != 0x7f),
+            _ => !value.is_empty() && value.iter().all(|byte| *byte > 0x20 && *byte != 0x7f),
+        };
+        if !sound {
+            self.break_with(H2Abuse::InvalidPseudo);
+        }
+        if bit == AUTHORITY {
+            self.authority = Some(digest(value));
         }
         self.pseudo_seen |= bit;
         self.connect |= bit == METHOD && value == b"CONNECT";
@@ -1399,6 +1465,13 @@ mod tests {
             (fields(&[(":method", "CONNECT")]), Some(H2Abuse::PseudoMissing)),
             (Vec::new(), Some(H2Abuse::PseudoMissing)),
             (with(&[("X-Bad", "1")]), Some(H2Abuse::UppercaseName)),
+            (with(&[("a b", "1")]), Some(H2Abuse::InvalidName)),
+            (with(&[("a", "b\r\nc")]), Some(H2Abuse::InvalidValue)),
+            (with(&[("host", "other.example")]), Some(H2Abuse::SeveralHosts)),
+            (
+                with(&[("content-length", "1"), ("content-length", "1")]),
+                Some(H2Abuse::SeveralLengths),
+            ),
             (with(&[("connection", "close")]), Some(H2Abuse::ConnectionSpecific)),
             (with(&[("keep-alive", "5")]), Some(H2Abuse::ConnectionSpecific)),
             (with(&[("proxy-connection", "x")]), Some(H2Abuse::ConnectionSpecific)),
@@ -1441,7 +1514,7 @@ mod tests {
         let counted = counted.lock();
         let specific = counted.iter().filter(|abuse| **abuse == H2Abuse::ConnectionSpecific);
         assert_eq!(specific.count(), 5);
-        assert_eq!(counted.len(), 17);
+        assert_eq!(counted.len(), 21);
     }
 
     /// A connection that tells each abuse.
