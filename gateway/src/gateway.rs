@@ -10,6 +10,7 @@ use crate::admin::Readiness;
 use crate::config::Config;
 use crate::exchanges::ExchangeLog;
 use crate::metrics::{Metrics, http_version, status_class};
+use crate::proxy::body::BodyMemory;
 use crate::route::RouteTable;
 use crate::upstream::UpstreamPool;
 
@@ -27,6 +28,8 @@ pub struct Gateway {
     pub metrics: Arc<Metrics>,
     /// The latest exchanges, and the trace if one is recorded.
     pub exchanges: Arc<ExchangeLog>,
+    /// The memory of request bodies.
+    pub bodies: BodyMemory,
     identifiers: Identifiers,
     connections_open: AtomicUsize,
     draining: AtomicBool,
@@ -47,6 +50,7 @@ impl Gateway {
     ) -> Self {
         Self {
             routes: RouteTable::new(&config.routes),
+            bodies: BodyMemory::new(config.limits.bodies_bytes_max),
             identifiers: Identifiers::new(random_u64()),
             config,
             pools,

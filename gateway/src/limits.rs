@@ -30,6 +30,8 @@ pub struct Limits {
     pub body_bytes_max: usize,
     /// Body after content-decoding, for inspection; larger ones get a 413.
     pub decoded_body_bytes_max: usize,
+    /// All request bodies that are held for inspection at once; beyond, requests get a 503.
+    pub bodies_bytes_max: usize,
     /// Bytes of a refused request's body that are read after the answer, so that the client sees it.
     pub drain_bytes_max: usize,
     /// A refused request's body up to this length is read before the answer, so that the
@@ -59,6 +61,7 @@ impl Default for Limits {
             header_fields_max: 128,
             body_bytes_max: 32 * 1024 * 1024,
             decoded_body_bytes_max: 64 * 1024 * 1024,
+            bodies_bytes_max: 1024 * 1024 * 1024,
             drain_bytes_max: 64 * 1024 * 1024,
             drain_first_bytes_max: 64 * 1024,
             drain_timeout: Duration::from_secs(2),
@@ -91,6 +94,8 @@ pub const CHUNK_LINE_BYTES_MAX: usize = 256;
 pub const HTTP1_TRAILER_BYTES_MAX: usize = 8 * 1024;
 /// Response bytes gathered before a write.
 pub const WRITE_GATHER_BYTES: usize = 16 * 1024;
+/// A request body above this is decoded and read where it does not hold up other connections.
+pub const BODY_BYTES_INLINE_MAX: usize = 512 * 1024;
 /// Request bytes that wait for an HTTP/1.1 upstream to take them, before more are read.
 pub const UPSTREAM_UNSENT_BYTES_MAX: usize = 64 * 1024;
 /// A single event of a streamed answer that is held for reading; longer ones are passed unread.
@@ -210,6 +215,9 @@ pub const UPSTREAM_RESOLVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Time after which a connection that serves nobody is closed.
 pub const UPSTREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Silence after which an upstream connection is probed (HTTP/2 PING, TCP keep-alive).
+pub const UPSTREAM_PING_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Idle HTTP/1.1 connections kept to one upstream.
 pub const UPSTREAM_IDLE_CONNECTIONS_MAX: usize = 1024;

@@ -12,7 +12,7 @@ pub mod upstream_io;
 pub mod upstream_side;
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -31,7 +31,7 @@ use pingora_http::ResponseHeader;
 use prometheus::IntGauge;
 use tracing::{debug, warn};
 
-use self::body::BodyError;
+use self::body::{BodyError, BodyShare};
 use self::framing::FramingFault;
 use self::head::{BodyFraming, Forwarding};
 use self::relay::{Ended, Failure, Plan, RequestBody};
@@ -40,7 +40,7 @@ use crate::account::{InvalidCredential, Sender};
 use crate::capture::http2::{H2Abuse, MARKER_NAME};
 use crate::connection::{Connection, Requests};
 use crate::gateway::Gateway;
-use crate::limits::Limits;
+use crate::limits::{BODY_BYTES_INLINE_MAX, Limits};
 use crate::upstream::UpstreamPool;
 use crate::wire::{self, Refusal, RefusalKind};
 
@@ -103,7 +103,8 @@ impl ConnectionApp {
     ) -> Result<Served, Refusal> {
         let pool = self.route(session, received)?;
         self.attribute(session, received, progress)?;
-        let body = self.inspect(session, received, progress).await?;
+        let mut share = self.gateway.bodies.share();
+        let body = self.inspect(session, received, progress, &mut share).await?;
         self.forward(session, received, pool, body).await
     }
 
@@ -164,6 +165,7 @@ impl ConnectionApp {
         session: &mut ServerSession,
         received: &mut Received,
         progress: &mut Progress,
+        share: &mut BodyShare<'_>,
     ) -> Result<RequestBody, Refusal> {
         if session.is_body_empty() || received.websocket {
             return Ok(RequestBody::None);
@@ -187,26 +189,30 @@ impl ConnectionApp {
             }
             _ => return Err(self.body_refusal(received, &BodyError::UnsupportedEncoding)),
         };
-        let whole = body::read_whole(session, &self.connection, declared, limits).await.map_err(
-            |error| {
-                received.body_lost = !matches!(error, BodyError::TooLarge);
+        let whole = body::read_whole(session, &self.connection, declared, limits, share)
+            .await
+            .map_err(|error| {
+                received.body_lost = !matches!(error, BodyError::TooLarge | BodyError::Crowded);
                 self.body_refusal(received, &error)
-            },
-        )?;
+            })?;
         self.gateway.metrics.body_bytes.with_label_values(&["in"]).inc_by(whole.len() as u64);
-        let plain = body::decoded(&whole, encoding.as_deref(), limits.decoded_body_bytes_max)
-            .map_err(|error| self.body_refusal(received, &error))?;
         let path = head::origin_form(session.req_header());
-        match wire::read_request(received.format, path, &plain) {
+        let read = || {
+            let plain = body::decoded(&whole, encoding.as_deref(), limits.decoded_body_bytes_max)?;
+            Ok(wire::read_request(received.format, path, &plain))
+        };
+        let read = if whole.len() > BODY_BYTES_INLINE_MAX || encoding.is_some() {
+            tokio::task::block_in_place(read)
+        } else {
+            read()
+        };
+        match read.map_err(|error| self.body_refusal(received, &error))? {
             Ok(conversation) => progress.conversation = conversation,
             Err(error) => {
                 // Not ours to judge: the upstream says what is wrong with it.
                 debug!(id = received.id, %error, "request body not understood");
-                self.gateway
-                    .metrics
-                    .bodies_unreadable
-                    .with_label_values(&[received.format.name()])
-                    .inc();
+                let unreadable = &self.gateway.metrics.bodies_unreadable;
+                unreadable.with_label_values(&[received.format.name()]).inc();
             }
         }
         Ok(RequestBody::Whole(whole))
@@ -537,6 +543,14 @@ impl ConnectionApp {
                 "the body is not what its content-encoding says".to_owned(),
             ),
             BodyError::Framing(fault) => return self.framing_refusal(*fault),
+            BodyError::Crowded => {
+                let retry_after = Some(Duration::from_secs(1));
+                (
+                    "bodies_crowded",
+                    RefusalKind::UpstreamUnavailable { retry_after },
+                    "too many requests at once".to_owned(),
+                )
+            }
             BodyError::TimedOut => (
                 "body_timeout",
                 RefusalKind::RequestTimeout,

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use http::Extensions;
 use pingora_core::connectors::http::Connector;
 use pingora_core::connectors::{ConnectorOptions, TransportConnector};
+use pingora_core::protocols::TcpKeepalive;
 use pingora_core::protocols::http::client::HttpSession;
 use pingora_core::services::background::GenBackgroundService;
 use pingora_core::upstreams::peer::HttpPeer;
@@ -25,7 +26,7 @@ use tracing::warn;
 use crate::config::{Upstream, UpstreamProtocol};
 use crate::limits::{
     UPSTREAM_H2_STREAMS_MAX, UPSTREAM_IDLE_CONNECTIONS_MAX, UPSTREAM_IDLE_TIMEOUT,
-    UPSTREAM_RESOLVE_INTERVAL,
+    UPSTREAM_PING_INTERVAL, UPSTREAM_RESOLVE_INTERVAL,
 };
 
 /// A running upstream group.
@@ -169,6 +170,14 @@ impl UpstreamPool {
         options.connection_timeout = Some(config.connect_timeout);
         options.total_connection_timeout = Some(config.connect_timeout);
         options.max_h2_streams = UPSTREAM_H2_STREAMS_MAX;
+        // A connection into a black hole is found out, not waited on.
+        options.h2_ping_interval = Some(UPSTREAM_PING_INTERVAL);
+        options.tcp_keepalive = Some(TcpKeepalive {
+            idle: UPSTREAM_PING_INTERVAL,
+            interval: UPSTREAM_PING_INTERVAL / 3,
+            count: 3,
+            user_timeout: Duration::ZERO,
+        });
         match config.protocol {
             _ if needs_http2 => options.set_http_version(2, 2),
             UpstreamProtocol::Http1 => options.set_http_version(1, 1),

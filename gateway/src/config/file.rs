@@ -608,6 +608,11 @@ fn read_limits(root: &mut Section<'_, '_>) -> Option<Limits> {
             default.decoded_body_bytes_max,
             1024..=4 * GIB,
         ),
+        bodies_bytes_max: table.integer(
+            "bodies_bytes_max",
+            default.bodies_bytes_max,
+            1024..=1024 * GIB,
+        ),
         drain_bytes_max: table.integer("drain_bytes_max", default.drain_bytes_max, 1..=GIB),
         drain_first_bytes_max: table.integer(
             "drain_first_bytes_max",
@@ -630,6 +635,12 @@ fn read_limits(root: &mut Section<'_, '_>) -> Option<Limits> {
                 "{} is below body_bytes_max ({}): a body that is not compressed would be refused",
                 limits.decoded_body_bytes_max, limits.body_bytes_max
             ),
+        );
+    }
+    if limits.bodies_bytes_max < limits.body_bytes_max {
+        table.error(
+            "bodies_bytes_max",
+            "is below body_bytes_max: the largest body would be refused",
         );
     }
     if limits.body_idle_timeout > limits.body_timeout {

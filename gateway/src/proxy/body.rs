@@ -1,6 +1,7 @@
 //! Request bodies: read once within bounds, decoded for inspection, replayed byte for byte.
 
 use std::io::Read;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -23,10 +24,54 @@ pub enum BodyError {
     Undecodable,
     /// Ill-formed chunks.
     Framing(FramingFault),
+    /// Too many bodies are held at once.
+    Crowded,
     /// The client stopped sending.
     TimedOut,
     /// The client went away: pingora's kind of error, whose text may quote the body.
     Gone(&'static str),
+}
+
+/// The memory that request bodies may take together.
+#[derive(Debug)]
+pub struct BodyMemory {
+    taken: AtomicUsize,
+    max: usize,
+}
+
+/// A body's part of it, given back on drop.
+#[derive(Debug)]
+pub struct BodyShare<'a> {
+    memory: &'a BodyMemory,
+    bytes: usize,
+}
+
+impl BodyMemory {
+    /// Room for `max` bytes.
+    #[must_use]
+    pub fn new(max: usize) -> Self {
+        Self { taken: AtomicUsize::new(0), max }
+    }
+
+    /// An empty share.
+    #[must_use]
+    pub fn share(&self) -> BodyShare<'_> {
+        BodyShare { memory: self, bytes: 0 }
+    }
+}
+
+impl BodyShare<'_> {
+    fn grow(&mut self, bytes: usize) -> Result<(), BodyError> {
+        let before = self.memory.taken.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
+        if before + bytes > self.memory.max { Err(BodyError::Crowded) } else { Ok(()) }
+    }
+}
+
+impl Drop for BodyShare<'_> {
+    fn drop(&mut self) {
+        self.memory.taken.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// Reads a whole body.
@@ -38,6 +83,7 @@ pub async fn read_whole(
     connection: &Connection,
     declared: Option<u64>,
     limits: &Limits,
+    share: &mut BodyShare<'_>,
 ) -> Result<Bytes, BodyError> {
     let max = limits.body_bytes_max;
     if declared.is_some_and(|length| length > max as u64) {
@@ -47,6 +93,7 @@ pub async fn read_whole(
     let Some(first) = read_piece(session, connection, limits, deadline).await? else {
         return Ok(Bytes::new());
     };
+    share.grow(first.len())?;
     // Most prompts arrive in one piece: it is used as it is.
     if session.is_body_done() {
         return if first.len() > max { Err(BodyError::TooLarge) } else { Ok(first) };
@@ -59,6 +106,7 @@ pub async fn read_whole(
         if body.len() + piece.len() > max {
             return Err(BodyError::TooLarge);
         }
+        share.grow(piece.len())?;
         body.extend_from_slice(&piece);
     }
     Ok(body.freeze())
@@ -196,6 +244,21 @@ mod tests {
                 "{coding}"
             );
         }
+    }
+
+    #[test]
+    fn shares_are_bounded_together_and_given_back() {
+        let memory = BodyMemory::new(10);
+        let mut first = memory.share();
+        first.grow(6).unwrap();
+        {
+            let mut second = memory.share();
+            second.grow(4).unwrap();
+            assert!(matches!(second.grow(1), Err(BodyError::Crowded)));
+        }
+        first.grow(4).unwrap();
+        drop(first);
+        memory.share().grow(10).unwrap();
     }
 
     #[test]
