@@ -80,19 +80,35 @@ impl Text {
     /// What may be kept of this text.
     #[must_use]
     pub fn features(&self) -> TextFeatures {
-        let mut features = TextFeatures::default();
-        let mut in_word = false;
-        for c in self.0.chars() {
-            features.chars += 1;
-            features.lines += u32::from(c == '\n');
-            features.non_ascii += u32::from(!c.is_ascii());
-            features.invisible += u32::from(is_invisible(c));
-            let word = c.is_alphanumeric();
-            features.words += u32::from(word && !in_word);
-            in_word = word;
+        // Most prompts are ASCII, where a look at each byte is enough.
+        if self.0.is_ascii() {
+            count(self.0.bytes(), |b| b.is_ascii_alphanumeric(), |b| b == b'\n', |_| (false, false))
+        } else {
+            let outside = |c: char| (!c.is_ascii(), is_invisible(c));
+            count(self.0.chars(), char::is_alphanumeric, |c| c == '\n', outside)
         }
-        features
     }
+}
+
+fn count<C: Copy>(
+    text: impl Iterator<Item = C>,
+    in_word: impl Fn(C) -> bool,
+    ends_line: impl Fn(C) -> bool,
+    outside_ascii: impl Fn(C) -> (bool, bool),
+) -> TextFeatures {
+    let mut features = TextFeatures::default();
+    let mut before = false;
+    for c in text {
+        let (non_ascii, invisible) = outside_ascii(c);
+        let word = in_word(c);
+        features.chars += 1;
+        features.lines += u32::from(ends_line(c));
+        features.non_ascii += u32::from(non_ascii);
+        features.invisible += u32::from(invisible);
+        features.words += u32::from(word && !before);
+        before = word;
+    }
+    features
 }
 
 impl fmt::Debug for Text {
@@ -284,6 +300,17 @@ mod tests {
             features,
             TextFeatures { chars: 21, words: 4, lines: 1, non_ascii: 2, invisible: 1 }
         );
+    }
+
+    #[test]
+    fn both_ways_of_counting_agree_on_ascii() {
+        for text in ["", "one", "two words\n", "a-b c_d  e\n\nf1 2g"] {
+            let ascii = Text::new(text).features();
+            let other = Text::new(format!("{text}\u{200b}")).features();
+            let expected =
+                TextFeatures { chars: ascii.chars + 1, non_ascii: 1, invisible: 1, ..ascii };
+            assert_eq!(other, expected, "{text:?}");
+        }
     }
 
     #[test]

@@ -147,7 +147,11 @@ impl ListenerApp {
                     };
                     ahead = first;
                 }
-                let (http2, ahead) = read_preface(&mut io, ahead).await?;
+                // From its first byte on it is a request head like any other.
+                let patience = self.gateway.config.limits.header_timeout;
+                let (http2, ahead) = tokio::time::timeout(patience, read_preface(&mut io, ahead))
+                    .await
+                    .unwrap_or(Err(NotEstablished::TimedOut))?;
                 let (tap, requests) = self.tap(http2);
                 let connection = connection(requests);
                 let write_mode = connection.write_mode.clone();

@@ -117,9 +117,9 @@ impl ConnectionApp {
         if head.method == Method::CONNECT {
             return Err(received.refusal(RefusalKind::BadRequest, "CONNECT is not served here"));
         }
-        let path = String::from_utf8_lossy(head.raw_path());
+        let path = head::origin_form(head);
         let (name, upstream) =
-            self.gateway.routes.find(head::host_of(head), &path).ok_or_else(|| {
+            self.gateway.routes.find(head::host_of(head), path).ok_or_else(|| {
                 received.refusal(RefusalKind::NotFound, "no route for this host and path")
             })?;
         received.route = name;
@@ -300,12 +300,14 @@ impl ConnectionApp {
                     if last || !may_retry(session, &failure, reused) {
                         return Err(upstream_refusal(received, failure.error.etype()));
                     }
+                    // A stream that was refused says nothing against the member.
+                    let unprocessed = matches!(failure.error.retry, RetryType::Decided(true));
                     if matches!(
                         failure.error.etype(),
                         ErrorType::H2Downgrade | ErrorType::InvalidH2
                     ) {
                         pool.prefer_http1(&attempt);
-                    } else if !reused {
+                    } else if !reused && !unprocessed {
                         tried.extend(attempt.address());
                     }
                     self.gateway.metrics.retries.with_label_values(&[&upstream.name]).inc();
@@ -349,7 +351,7 @@ impl ConnectionApp {
             received.refusal(RefusalKind::BadRequest, "the request's target is not valid")
         })?;
         Ok(Plan {
-            head,
+            head: Some(Box::new(head)),
             body,
             upstream,
             limits: &self.gateway.config.limits,

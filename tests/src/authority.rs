@@ -10,7 +10,9 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
 };
-use rustls::pki_types::CertificateDer;
+use rustls::client::WantsClientCert;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 /// A certificate authority that lives as long as its test.
 pub struct Authority {
@@ -86,17 +88,28 @@ impl Authority {
         provider: Arc<rustls::crypto::CryptoProvider>,
         alpn: &[&str],
     ) -> Arc<rustls::ClientConfig> {
+        finished(self.trusting(provider).with_no_client_auth(), alpn)
+    }
+
+    /// The same with a client certificate.
+    #[must_use]
+    pub fn tls_client_as(&self, identity: &Identity, alpn: &[&str]) -> Arc<rustls::ClientConfig> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).expect("a key");
+        let config = self.trusting(provider).with_client_auth_cert(vec![identity.der.clone()], key);
+        finished(config.expect("a key that fits its certificate"), alpn)
+    }
+
+    fn trusting(
+        &self,
+        provider: Arc<rustls::crypto::CryptoProvider>,
+    ) -> rustls::ConfigBuilder<rustls::ClientConfig, WantsClientCert> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(self.certificate.clone()).expect("the authority is a root");
-        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("TLS versions")
             .with_root_certificates(roots)
-            .with_no_client_auth();
-        // A resumed handshake has another hello and shows no certificate.
-        config.resumption = rustls::client::Resumption::disabled();
-        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-        Arc::new(config)
     }
 }
 
@@ -104,4 +117,11 @@ impl Default for Authority {
     fn default() -> Self {
         Self::new()
     }
+}
+
+fn finished(mut config: rustls::ClientConfig, alpn: &[&str]) -> Arc<rustls::ClientConfig> {
+    // A resumed handshake has another hello and shows no certificate.
+    config.resumption = rustls::client::Resumption::disabled();
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    Arc::new(config)
 }

@@ -29,6 +29,7 @@ pub struct Gateway {
     tls: SocketAddr,
     plain: SocketAddr,
     admin: SocketAddr,
+    further: Vec<SocketAddr>,
 }
 
 /// A gateway to be started.
@@ -37,6 +38,9 @@ pub struct GatewayBuilder {
     routes: Vec<String>,
     limits: Vec<String>,
     server: Vec<String>,
+    listeners: Vec<String>,
+    identity: Vec<String>,
+    files: Vec<(String, String)>,
     log_level: String,
     record: bool,
 }
@@ -56,6 +60,9 @@ impl Gateway {
             routes: Vec::new(),
             limits: Vec::new(),
             server: Vec::new(),
+            listeners: Vec::new(),
+            identity: Vec::new(),
+            files: Vec::new(),
             log_level: "info".to_owned(),
             record: false,
         }
@@ -71,6 +78,12 @@ impl Gateway {
     #[must_use]
     pub fn plain_address(&self) -> SocketAddr {
         self.plain
+    }
+
+    /// Address of a further listener, in the order in which they were added.
+    #[must_use]
+    pub fn further_address(&self, index: usize) -> SocketAddr {
+        self.further[index]
     }
 
     /// Base URL of the TLS listener, without a slash at the end.
@@ -236,6 +249,27 @@ impl GatewayBuilder {
         self
     }
 
+    /// Adds a further listener; `settings` are lines of its table beside the address.
+    #[must_use]
+    pub fn listener(mut self, settings: &str) -> Self {
+        self.listeners.push(settings.to_owned());
+        self
+    }
+
+    /// Adds a line under `[identity]`.
+    #[must_use]
+    pub fn identity(mut self, line: &str) -> Self {
+        self.identity.push(line.to_owned());
+        self
+    }
+
+    /// Puts a file into the gateway's folder before it starts.
+    #[must_use]
+    pub fn file(mut self, name: &str, text: &str) -> Self {
+        self.files.push((name.to_owned(), text.to_owned()));
+        self
+    }
+
     /// Sets the log filter.
     #[must_use]
     pub fn log_level(mut self, level: &str) -> Self {
@@ -272,8 +306,14 @@ impl GatewayBuilder {
         write_identity(folder.path(), &authority.sign("first"));
         let [tls, plain, admin] = [free_port(), free_port(), free_port()]
             .map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let further: Vec<SocketAddr> =
+            self.listeners.iter().map(|_| ([127, 0, 0, 1], free_port()).into()).collect();
         let config = folder.path().join("stillgate.toml");
-        fs::write(&config, self.toml(folder.path(), tls, plain, admin)).expect("a written file");
+        let toml = self.toml(folder.path(), tls, plain, admin, &further);
+        fs::write(&config, toml).expect("a written file");
+        for (name, text) in &self.files {
+            fs::write(folder.path().join(name), text).expect("a written file");
+        }
         write_secret(&folder.path().join("account.key"), ACCOUNT_KEY);
         write_secret(&folder.path().join("admin.token"), ADMIN_TOKEN);
         let mut process = Process::start(&config, &[]);
@@ -289,13 +329,28 @@ impl GatewayBuilder {
             assert!(Instant::now() < end, "the gateway is not ready:\n{}", process.stderr());
             std::thread::sleep(Duration::from_millis(20));
         }
-        Some(Gateway { folder, authority, process, tls, plain, admin })
+        Some(Gateway { folder, authority, process, tls, plain, admin, further })
     }
 
-    fn toml(&self, folder: &Path, tls: SocketAddr, plain: SocketAddr, admin: SocketAddr) -> String {
+    fn toml(
+        &self,
+        folder: &Path,
+        tls: SocketAddr,
+        plain: SocketAddr,
+        admin: SocketAddr,
+        further: &[SocketAddr],
+    ) -> String {
         let record = if self.record { "record = \"trace.jsonl\"\n" } else { "" };
         let (upstreams, routes) = (self.upstreams.concat(), self.routes.concat());
         let (limits, server) = (self.limits.join("\n"), self.server.join("\n"));
+        let identity = self.identity.join("\n");
+        let listeners: String = further
+            .iter()
+            .zip(&self.listeners)
+            .map(|(address, settings)| {
+                format!("[[listener]]\naddress = \"{address}\"\n{settings}\n")
+            })
+            .collect();
         let upgrade_socket = folder.join("upgrade.sock");
         let (upgrade_socket, level) = (upgrade_socket.display(), &self.log_level);
         format!(
@@ -303,8 +358,8 @@ impl GatewayBuilder {
              [[listener]]\naddress = \"{tls}\"\n\
              certificates = [{{ chain = \"chain.pem\", key = \"key.pem\" }}]\n\
              [[listener]]\naddress = \"{plain}\"\n\
-             {routes}{upstreams}\
-             [identity]\nkey_file = \"account.key\"\n\
+             {listeners}{routes}{upstreams}\
+             [identity]\nkey_file = \"account.key\"\n{identity}\n\
              [admin]\naddress = \"{admin}\"\ntoken_file = \"admin.token\"\n\
              [limits]\n{limits}\n\
              [server]\nthreads = 2\nupgrade_socket = \"{upgrade_socket}\"\n{server}\n\

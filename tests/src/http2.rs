@@ -14,12 +14,19 @@ pub const DATA: u8 = 0x0;
 pub const HEADERS: u8 = 0x1;
 /// Frame type CONTINUATION.
 pub const CONTINUATION: u8 = 0x9;
-const RST_STREAM: u8 = 0x3;
-const SETTINGS: u8 = 0x4;
+/// Frame type RST_STREAM.
+pub const RST_STREAM: u8 = 0x3;
+/// Frame type SETTINGS.
+pub const SETTINGS: u8 = 0x4;
 const PING: u8 = 0x6;
 const GOAWAY: u8 = 0x7;
 const WINDOW_UPDATE: u8 = 0x8;
-const ACK: u8 = 0x1;
+/// Flag of SETTINGS and PING: an acknowledgement.
+pub const ACK: u8 = 0x1;
+const INITIAL_WINDOW_SIZE: u16 = 0x4;
+const WINDOW_BYTES_DEFAULT: i64 = 65_535;
+/// SETTINGS_MAX_FRAME_SIZE at its default.
+const DATA_BYTES_MAX: i64 = 16_384;
 
 /// What came back on one stream.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +54,15 @@ pub struct Connection<S> {
     pub goaway: Option<u32>,
     /// Whether the server closed the connection.
     pub closed: bool,
+    /// Whether what came is given back to its stream's window. Off, an answer ends with its window.
+    pub gives_room: bool,
+    /// Bytes of answers whose room was not given back.
+    held: BTreeMap<u32, u32>,
+    /// Room that the server gives to a stream at its beginning, and has given beyond that.
+    initial_window: i64,
+    given: BTreeMap<u32, i64>,
+    /// DATA bytes sent.
+    sent: BTreeMap<u32, i64>,
 }
 
 impl<S: Read + Write> Connection<S> {
@@ -69,7 +85,52 @@ impl<S: Read + Write> Connection<S> {
             answers: BTreeMap::new(),
             goaway: None,
             closed: false,
+            gives_room: true,
+            held: BTreeMap::new(),
+            initial_window: WINDOW_BYTES_DEFAULT,
+            given: BTreeMap::new(),
+            sent: BTreeMap::new(),
         }
+    }
+
+    /// Sends a body to its end, as fast as the server gives room for it.
+    pub fn send_body(&mut self, stream: u32, body: &[u8]) {
+        let mut rest = body;
+        while !self.closed && self.answers.get(&stream).is_none_or(|a| a.reset.is_none()) {
+            let room = self.room(stream).clamp(0, DATA_BYTES_MAX);
+            let piece = rest.len().min(usize::try_from(room).expect("not negative"));
+            if piece == 0 && !rest.is_empty() {
+                self.read_some();
+                continue;
+            }
+            let (now, later) = rest.split_at(piece);
+            let flags = if later.is_empty() { END_STREAM } else { 0 };
+            self.send(&frame(DATA, flags, stream, now));
+            for id in [0, stream] {
+                *self.sent.entry(id).or_default() += i64::try_from(piece).expect("a short piece");
+            }
+            rest = later;
+            if rest.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Gives back all room that was held, and no longer holds any.
+    pub fn give_room(&mut self) {
+        self.gives_room = true;
+        for (stream, held) in std::mem::take(&mut self.held) {
+            self.send(&frame(WINDOW_UPDATE, 0, stream, &held.to_be_bytes()));
+        }
+    }
+
+    /// Bytes that the server takes on a stream at the moment.
+    fn room(&self, stream: u32) -> i64 {
+        let of = |id: u32, initial: i64| {
+            let given = self.given.get(&id).copied().unwrap_or(0);
+            initial + given - self.sent.get(&id).copied().unwrap_or(0)
+        };
+        of(0, WINDOW_BYTES_DEFAULT).min(of(stream, self.initial_window))
     }
 
     /// Sends bytes as they are.
@@ -118,7 +179,17 @@ impl<S: Read + Write> Connection<S> {
 
     fn frame_came(&mut self, kind: u8, flags: u8, stream: u32, payload: Vec<u8>) {
         match kind {
-            SETTINGS if flags & ACK == 0 => self.send(&frame(SETTINGS, ACK, 0, &[])),
+            SETTINGS if flags & ACK == 0 => {
+                for setting in payload.chunks_exact(6) {
+                    if u16::from_be_bytes([setting[0], setting[1]]) == INITIAL_WINDOW_SIZE {
+                        self.initial_window = i64::from(number(&setting[2..]));
+                    }
+                }
+                self.send(&frame(SETTINGS, ACK, 0, &[]));
+            }
+            WINDOW_UPDATE => {
+                *self.given.entry(stream).or_default() += i64::from(number(&payload));
+            }
             PING if flags & ACK == 0 => self.send(&frame(PING, ACK, 0, &payload)),
             GOAWAY => self.goaway = payload.get(4..8).map(number),
             RST_STREAM => self.answers.entry(stream).or_default().reset = Some(number(&payload)),
@@ -142,7 +213,9 @@ impl<S: Read + Write> Connection<S> {
                 let answer = self.answers.entry(stream).or_default();
                 answer.body.extend(payload);
                 answer.ended |= flags & END_STREAM != 0;
-                if grown > 0 && !answer.ended {
+                if grown > 0 && !self.gives_room {
+                    *self.held.entry(stream).or_default() += grown;
+                } else if grown > 0 && !answer.ended {
                     self.send(&frame(WINDOW_UPDATE, 0, stream, &grown.to_be_bytes()));
                 }
             }

@@ -15,10 +15,12 @@ pub mod http1;
 pub mod http2;
 mod provider;
 pub mod streams;
+pub mod upstream;
 
 pub use authority::{Authority, Identity};
 pub use gateway::{Gateway, GatewayBuilder, free_port};
 pub use provider::{Provider, Received};
+pub use upstream::RawUpstream;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -10,6 +10,7 @@
 //! | `chunks=whole\|events\|odd\|paced:MS` | how its bytes are cut into writes; `whole` by default |
 //! | `status=N` | the status instead of 200 |
 //! | `echo` | a JSON object with length and SHA-256 of the request body (the default without a stream) |
+//! | `mirror` | the request's body, piece by piece as it comes in, without waiting for its end |
 //! | `size=N` | a body of N patterned bytes |
 //! | `cut=N` | the connection (HTTP/1) or stream (HTTP/2) breaks after N body bytes |
 //! | `stall=N` | nothing more comes after N body bytes, and the body does not end |
@@ -45,6 +46,8 @@ use crate::streams;
 
 /// Bytes kept of a request body and of a connection, for assertions.
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
+/// Pieces of a request body that wait to be sent back.
+const MIRRORED_PIECES_MAX: usize = 64 * 1024;
 
 /// A request as the provider received it.
 #[derive(Clone, Debug)]
@@ -215,6 +218,9 @@ async fn answer(
     shared: Arc<Shared>,
 ) -> Result<Response<Written>, Infallible> {
     let (head, body) = request.into_parts();
+    if head.headers.get("x-provider").is_some_and(|value| value == "mirror") {
+        return Ok(mirror(body));
+    }
     let received = match receive(&head, body).await {
         Ok(received) => received,
         Err(error) => {
@@ -226,6 +232,20 @@ async fn answer(
     let directives = Directives::of(&head.headers, &received);
     shared.received.lock().expect("not poisoned").push(received.clone());
     Ok(directives.answer(&received).await)
+}
+
+/// Answers while it reads, and reads whether or not its answer is taken.
+fn mirror(mut body: Incoming) -> Response<Written> {
+    let (sender, receiver) = mpsc::channel(MIRRORED_PIECES_MAX);
+    tokio::spawn(async move {
+        while let Some(Ok(frame)) = body.frame().await {
+            if sender.send(Ok(frame)).await.is_err() {
+                return;
+            }
+        }
+    });
+    let response = Response::builder().header("content-type", "application/octet-stream");
+    response.body(Written { receiver }).expect("a valid response")
 }
 
 async fn receive(

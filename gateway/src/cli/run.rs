@@ -166,6 +166,9 @@ fn server(config: &Config, upgrade: bool) -> Server {
         // The drain below ends the process as soon as it can; these are the latest ends.
         grace_period_seconds: Some(config.server.drain.as_secs().saturating_add(1)),
         graceful_shutdown_timeout_seconds: Some(1),
+        // Pingora keeps a timer of its own until it is due, which for an idle timeout of minutes
+        // on each read adds up; tokio's go when they are dropped.
+        fast_timeout_to_tokio_threshold_seconds: Some(1),
         ..ServerConf::default()
     };
     let opt = Opt { upgrade, ..Opt::default() };

@@ -38,8 +38,8 @@ pub enum RequestBody {
 
 /// What an attempt needs to know.
 pub struct Plan<'a> {
-    /// Request head for this upstream.
-    pub head: RequestHeader,
+    /// Request head for this upstream; taken when it is sent.
+    pub head: Option<Box<RequestHeader>>,
     /// The request's body.
     pub body: RequestBody,
     /// Upstream settings.
@@ -285,10 +285,8 @@ impl Relay {
         upstream: &mut UpstreamSide,
         plan: &mut Plan<'_>,
     ) -> Result<(), Fault> {
-        let end = matches!(plan.body, RequestBody::None);
-        upstream.send_head(plan.head.clone(), end).await.map_err(Fault::Upstream)?;
-        if let RequestBody::Whole(body) = &plan.body {
-            upstream.send_body(body.clone(), true);
+        if let Some(head) = plan.head.take() {
+            upstream.send_head(head, &plan.body).await.map_err(Fault::Upstream)?;
         }
         self.request_sent = Some(Instant::now());
         Ok(())
@@ -460,14 +458,27 @@ impl Relay {
         end: bool,
     ) -> Result<Step, Fault> {
         let bytes = self.gathered.split().freeze();
-        if !bytes.is_empty() {
-            if self.first_byte.is_none() {
-                self.first_byte = self.request_sent.map(|sent| sent.elapsed());
-            }
-            if let Some(reader) = &mut self.reader {
-                reader.count(&bytes);
-            }
+        if !bytes.is_empty() && self.first_byte.is_none() {
+            self.first_byte = self.request_sent.map(|sent| sent.elapsed());
         }
+        // Read after it is passed on: the client's first event does not wait for ours.
+        let read = bytes.clone();
+        let step = self.write(session, plan, bytes, end).await;
+        if let Some(reader) = &mut self.reader
+            && !read.is_empty()
+        {
+            reader.count(&read);
+        }
+        step
+    }
+
+    async fn write(
+        &mut self,
+        session: &mut ServerSession,
+        plan: &Plan<'_>,
+        bytes: Bytes,
+        end: bool,
+    ) -> Result<Step, Fault> {
         if session.is_http2() {
             self.undelivered = bytes;
             self.answer_ended = end;

@@ -30,6 +30,7 @@ pub struct Outlet {
     unsent: AtomicUsize,
     moved_total: AtomicU64,
     failed: AtomicBool,
+    corked: AtomicBool,
     moved: Notify,
 }
 
@@ -56,6 +57,11 @@ impl Outlet {
     #[must_use]
     pub fn failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Puts flushes off until `false`: a request's head and its body are to leave together.
+    pub fn cork(&self, corked: bool) {
+        self.corked.store(corked, Ordering::Relaxed);
     }
 
     /// Waits until the socket has taken something.
@@ -151,7 +157,9 @@ impl AsyncWrite for UpstreamIo {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.drain(cx);
+        if !self.outlet.corked.load(Ordering::Relaxed) {
+            self.drain(cx);
+        }
         Poll::Ready(Ok(()))
     }
 

@@ -17,6 +17,7 @@ use pingora_core::protocols::http::v1::client::HttpSession as Http1Session;
 use pingora_error::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 
+use super::relay::RequestBody;
 use super::upstream_io::{Outlet, UpstreamIo};
 use crate::limits::{UPSTREAM_UNSENT_BYTES_MAX, WRITE_GATHER_BYTES};
 
@@ -90,25 +91,39 @@ impl UpstreamSide {
         }
     }
 
-    /// Sends the request head; `end` says that no body follows.
+    /// Sends the request head, with the whole body if that is at hand.
     ///
     /// # Errors
     /// The write's error.
-    pub async fn send_head(&mut self, head: RequestHeader, end: bool) -> Result<()> {
+    pub async fn send_head(&mut self, head: Box<RequestHeader>, body: &RequestBody) -> Result<()> {
+        let end = matches!(body, RequestBody::None);
+        let whole = match body {
+            RequestBody::Whole(body) => Some(body.clone()),
+            RequestBody::None | RequestBody::Streamed => None,
+        };
         match &mut self.session {
             HttpSession::H1(h1) => {
-                h1.write_request_header(Box::new(head)).await?;
+                let outlet = self.outlet.clone().unwrap_or_default();
+                outlet.cork(whole.is_some());
+                h1.write_request_header(head).await?;
+                outlet.cork(false);
                 if end {
                     h1.finish_body().await?;
                 }
             }
             HttpSession::H2(h2) => {
-                h2.write_request_header(Box::new(head), end)?;
+                h2.write_request_header(head, end)?;
                 self.h2_body = h2.take_request_body_writer();
             }
             HttpSession::Custom(()) => {}
         }
         self.request_sent = end;
+        if let Some(body) = whole {
+            self.send_body(body, true);
+            if self.outlet.is_some() {
+                self.feed_http1().await?;
+            }
+        }
         Ok(())
     }
 

@@ -1,0 +1,315 @@
+//! Requests and answers that are under way at the same time, and upstreams that take their time:
+//! what goes one way never waits for what goes the other, and no waiting tears a body.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use harness::http1::{self, Response};
+use harness::upstream::{Taken, Wire};
+use harness::{Gateway, Provider, RawUpstream, http2};
+
+const MIB: usize = 1024 * 1024;
+const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+fn gateway(upstream: SocketAddr) -> Gateway {
+    Gateway::in_front_of(upstream).limit("write_timeout_seconds = 1.0").start()
+}
+
+/// How a body's end is told on HTTP/1.
+#[derive(Clone, Copy, Debug)]
+enum Framing {
+    Chunked,
+    Length(usize),
+}
+
+impl Framing {
+    fn both(body: &[u8]) -> [Self; 2] {
+        [Self::Chunked, Self::Length(body.len())]
+    }
+
+    fn field(self) -> String {
+        match self {
+            Self::Chunked => "Transfer-Encoding: chunked".to_owned(),
+            Self::Length(length) => format!("Content-Length: {length}"),
+        }
+    }
+
+    fn framed(self, body: &[u8]) -> Vec<u8> {
+        let Self::Chunked = self else { return body.to_vec() };
+        let mut framed = Vec::with_capacity(body.len() + 1024);
+        for piece in body.chunks(50_000) {
+            framed.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+            framed.extend_from_slice(piece);
+            framed.extend_from_slice(b"\r\n");
+        }
+        framed.extend_from_slice(b"0\r\n\r\n");
+        framed
+    }
+
+    fn take(self, wire: &mut Wire) -> Taken {
+        match self {
+            Self::Chunked => wire.chunked_body(),
+            Self::Length(length) => wire.body(length),
+        }
+    }
+}
+
+/// The write that timed out must not leave half a piece on the wire with the next one behind it:
+/// what the upstream then reads as a chunk's size would be the client's to choose.
+#[test]
+fn an_upload_to_an_upstream_that_pauses() {
+    let body = numbered(24 * MIB);
+    for framing in Framing::both(&body) {
+        let (report, reports) = mpsc::channel();
+        let upstream = RawUpstream::start_narrow(move |mut wire| {
+            if wire.head().is_none() {
+                return;
+            }
+            std::thread::sleep(WRITE_TIMEOUT * 5 / 2);
+            let taken = framing.take(&mut wire);
+            if taken.complete {
+                wire.send(OK);
+            }
+            let _ = report.send(taken);
+        });
+        let gateway = gateway(upstream.address());
+        let response = upload(gateway.plain_address(), framing, &body);
+        let taken = reports.recv_timeout(Duration::from_secs(9)).expect("the upstream's view");
+        assert_eq!(taken.malformed, None, "{framing:?} after {} bytes", taken.body.len());
+        assert!(body.starts_with(&taken.body), "{framing:?}: other bytes than were sent");
+        match response.status {
+            200 => {
+                assert_eq!(taken.body.len(), body.len(), "{framing:?}: a part was taken for all")
+            }
+            status => assert!(matches!(status, 0 | 504), "{framing:?}: {response:?}"),
+        }
+        nothing_is_left(&gateway);
+    }
+}
+
+/// The whole takes longer than the timeout; no single wait does.
+#[test]
+fn an_upstream_that_reads_slowly_but_steadily() {
+    let prompt = prompt(8 * MIB);
+    let opaque = numbered(8 * MIB);
+    for (path, body) in [("/v1/chat/completions", &prompt), ("/opaque", &opaque)] {
+        let (length, expected) = (body.len(), body.clone());
+        let upstream = RawUpstream::start_narrow(move |mut wire| {
+            if wire.head().is_none() {
+                return;
+            }
+            let mut taken = Vec::new();
+            while taken.len() < length {
+                let piece = wire.body((256 * 1024).min(length - taken.len()));
+                taken.extend_from_slice(&piece.body);
+                if !piece.complete {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(80));
+            }
+            if taken == expected {
+                wire.send(OK);
+            }
+        });
+        let gateway = gateway(upstream.address());
+        let started = Instant::now();
+        let head = post(path, &Framing::Length(length).field());
+        let response = both_ways(gateway.plain_address(), &head, body);
+        assert_eq!(response.status, 200, "{path}: {}", response.text());
+        assert!(started.elapsed() > WRITE_TIMEOUT * 2, "it was too quick to show anything");
+    }
+}
+
+/// The upstream writes what it has read before it reads on, and nothing fits in between.
+#[test]
+fn an_upstream_that_echoes_as_it_reads() {
+    let body = numbered(4 * MIB);
+    for framing in Framing::both(&body) {
+        let upstream = RawUpstream::start_narrow(move |mut wire| {
+            if wire.head().is_none() {
+                return;
+            }
+            // Chunks that were echoed are chunks.
+            wire.send(format!("HTTP/1.1 200 OK\r\n{}\r\n\r\n", framing.field()).as_bytes());
+            loop {
+                let some = wire.some();
+                if some.is_empty() || !wire.send(&some) {
+                    return;
+                }
+            }
+        });
+        let gateway = gateway(upstream.address());
+        let response = upload(gateway.plain_address(), framing, &body);
+        assert_eq!(response.status, 200, "{framing:?}");
+        assert!(response.complete, "{framing:?}: ended after {} bytes", response.body.len());
+        assert!(response.body == body, "{framing:?}: other bytes than were sent");
+        nothing_is_left(&gateway);
+    }
+}
+
+/// A caller that sends all its messages before it takes an answer, as gRPC allows.
+#[test]
+fn an_http2_client_that_sends_all_before_it_reads() {
+    let body = numbered(3 * MIB);
+    for content_type in ["application/grpc", "application/octet-stream"] {
+        let provider = Provider::start();
+        let gateway = Gateway::builder()
+            .upstream("main", &[provider.address()], "protocol = \"h2\"")
+            .limit("write_timeout_seconds = 4.0")
+            .start();
+        let tls = gateway.authority().tls_client(&["h2"]);
+        let stream = http1::connect_tls(gateway.tls_address(), &tls);
+        let mut connection = http2::Connection::open(stream, &[]);
+        connection.gives_room = false;
+        let mut fields = http2::get("/package.Service/Method");
+        fields[0].1 = "POST".to_owned();
+        for (name, value) in
+            [("content-type", content_type), ("te", "trailers"), ("x-provider", "mirror")]
+        {
+            fields.push((name.to_owned(), value.to_owned()));
+        }
+        let block = http2::header_block(&fields);
+        connection.send(&http2::frame(http2::HEADERS, http2::END_HEADERS, 1, &block));
+        connection.send_body(1, &body);
+        assert!(connection.answer(1).body.len() < body.len() / 2, "the answer was taken early");
+        connection.give_room();
+        connection.settle(&[1]);
+        let answer = connection.answer(1);
+        assert_eq!((answer.status, answer.ended, answer.reset), (200, true, None));
+        assert!(answer.body == body, "{content_type}: {} bytes came back", answer.body.len());
+    }
+}
+
+/// The answer comes while most of the body is still to be sent, and is not kept waiting for it.
+#[test]
+fn an_early_413() {
+    for closes in [true, false] {
+        let (report, reports) = mpsc::channel();
+        let upstream = RawUpstream::start_narrow(move |mut wire| {
+            if wire.head().is_none() {
+                return;
+            }
+            wire.send(
+                b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig",
+            );
+            let _ = report.send(Instant::now());
+            if !closes {
+                std::thread::sleep(Duration::from_secs(5));
+            }
+        });
+        let gateway =
+            Gateway::in_front_of(upstream.address()).limit("write_timeout_seconds = 4.0").start();
+        let body = prompt(20 * MIB);
+        let head = post("/v1/chat/completions", &Framing::Length(body.len()).field());
+        let response = both_ways(gateway.plain_address(), &head, &body);
+        let answered = reports.recv().expect("a request at the upstream").elapsed();
+        assert_eq!((response.status, response.text().as_str()), (413, "big"), "closes: {closes}");
+        assert!(answered < Duration::from_secs(2), "closes: {closes}, after {answered:?}");
+    }
+}
+
+/// After the handshake neither side waits for the other's turn.
+#[test]
+fn a_websocket_with_both_sides_sending() {
+    let (down, up) = (numbered(8 * MIB), numbered(8 * MIB).into_iter().rev().collect::<Vec<u8>>());
+    let (report, reports) = mpsc::channel();
+    let (sent_down, length) = (down.clone(), up.len());
+    let upstream = RawUpstream::start_narrow(move |mut wire| {
+        if wire.head().is_none() {
+            return;
+        }
+        wire.send(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
+              Connection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
+        );
+        // It reads nothing until all of its own has left.
+        wire.send(&sent_down);
+        let _ = report.send(wire.body(length));
+    });
+    // Longer than the upstream takes to send, since all that time it takes nothing itself.
+    let gateway =
+        Gateway::in_front_of(upstream.address()).limit("write_timeout_seconds = 6.0").start();
+    let mut stream = harness::upstream::connect_narrow(gateway.plain_address());
+    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a valid timeout");
+    let handshake = b"GET /live HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n\
+        Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    stream.write_all(handshake).expect("an open connection");
+    assert_eq!(head_of(&mut stream), 101);
+    let received = std::thread::scope(|scope| {
+        let mut sink = stream.try_clone().expect("a socket");
+        scope.spawn(move || sink.write_all(&up));
+        let mut received = vec![0; down.len()];
+        let outcome = stream.read_exact(&mut received);
+        let taken = reports.recv_timeout(Duration::from_secs(5));
+        let _ = stream.shutdown(Shutdown::Both);
+        assert!(outcome.is_ok(), "{outcome:?}");
+        assert!(received == down, "other bytes than the upstream sent");
+        taken.expect("the upstream's view")
+    });
+    assert!(received.complete, "{} bytes reached the upstream", received.body.len());
+    let expected: Vec<u8> = numbered(8 * MIB).into_iter().rev().collect();
+    assert!(received.body == expected, "other bytes than the client sent");
+}
+
+fn upload(gateway: SocketAddr, framing: Framing, body: &[u8]) -> Response {
+    both_ways(gateway, &post("/upload", &framing.field()), &framing.framed(body))
+}
+
+fn post(path: &str, framing: &str) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n{framing}\r\n\
+         Connection: close\r\n\r\n"
+    )
+}
+
+/// Writes the request and reads its answer at the same time.
+fn both_ways(gateway: SocketAddr, head: &str, body: &[u8]) -> Response {
+    let mut stream = http1::connect(gateway);
+    let mut sink = stream.try_clone().expect("a socket");
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            // Refused half-way, the rest is not taken.
+            let _ = sink.write_all(head.as_bytes()).and_then(|()| sink.write_all(body));
+        });
+        let response = http1::read_response(&mut stream);
+        let _ = stream.shutdown(Shutdown::Both);
+        response
+    })
+}
+
+/// Reads a response head byte by byte, so that nothing behind it is taken; gives its status.
+fn head_of(stream: &mut TcpStream) -> u16 {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).expect("a response head");
+        head.push(byte[0]);
+    }
+    http1::read_response(&mut &head[..]).status
+}
+
+fn nothing_is_left(gateway: &Gateway) {
+    harness::wait_for("an end of all exchanges", Duration::from_secs(3), || {
+        (gateway.metric("stillgate_exchanges_in_flight") == 0.0).then_some(())
+    });
+}
+
+/// Bytes that tell their place, so that a lost, doubled or moved piece shows.
+fn numbered(length: usize) -> Vec<u8> {
+    let mut bytes: Vec<u8> =
+        (0..length.div_ceil(8)).flat_map(|n| format!("{n:07x}\n").into_bytes()).collect();
+    bytes.truncate(length);
+    bytes
+}
+
+/// A chat request of about this length.
+fn prompt(length: usize) -> Vec<u8> {
+    let content = "a long question ".repeat(length / 16);
+    serde_json::json!({"model": "m", "messages": [{"role": "user", "content": content}]})
+        .to_string()
+        .into_bytes()
+}
