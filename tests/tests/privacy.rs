@@ -1,7 +1,7 @@
 //! No key, no prompt and no completion is found in anything that the gateway writes or shows: its
 //! log, the trace, the exchanges, the metrics.
 
-use harness::{Gateway, Provider, http1};
+use harness::{Gateway, Provider, RawUpstream, http1, http2};
 use serde_json::json;
 
 const KEY: &str = "sk-planted-Qm7xVt2LpZ9c";
@@ -118,6 +118,62 @@ fn planted_texts_are_found_nowhere() {
         }
     }
     assert!(found.is_empty(), "{} leaks:\n{}", found.len(), found.join("\n"));
+}
+
+/// What an upstream sends where HTTP wants something else may be a piece of an answer: an error's
+/// text quotes it, so that text is not for the log.
+#[test]
+fn what_an_upstream_sends_amiss_is_not_quoted() {
+    // Where the head is good, the answer is bad behind it.
+    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let cases = [
+        format!("{COMPLETION}\r\n\r\n"),
+        format!("HTTP/1.1 200 OK\r\n{COMPLETION}\r\n\r\n"),
+        format!("HTTP/1.1 200 OK\r\n{COMPLETION}: 1\r\n\r\n"),
+        format!("HTTP/1.1 200 OK\r\nX-A: {COMPLETION}\r\nSet Cookie: {SECRET_HEADER}\r\n\r\n"),
+        format!("HTTP/1.1 200 OK\r\nX-A: \0{COMPLETION}\r\n\r\n"),
+        format!("HTTP/1.1 2x0 {COMPLETION}\r\n\r\n"),
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {COMPLETION}\r\n\r\n"),
+        format!("HTTP/1.1 101 {COMPLETION}\r\nUpgrade: {COMPLETION}\r\n\r\n{COMPLETION}"),
+        format!("{chunked}{COMPLETION}\r\n{COMPLETION}\r\n0\r\n\r\n"),
+        format!("{chunked}3\r\nabc{COMPLETION}\r\n0\r\n\r\n"),
+        format!("{chunked}3\r\nabc\r\n0\r\n{COMPLETION}\r\n\r\n"),
+        format!("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc{COMPLETION}"),
+        format!("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{COMPLETION}"),
+    ];
+    for level in ["info", "debug"] {
+        let sent = cases.clone();
+        let upstream = RawUpstream::start(move |mut wire| {
+            let Some(head) = wire.head() else { return };
+            let number = head.split(['/', ' ', '?']).find_map(|part| part.parse::<usize>().ok());
+            wire.send(sent[number.expect("a case's number")].as_bytes());
+        });
+        let gateway = Gateway::in_front_of(upstream.address()).log_level(level).start();
+        let tls = gateway.authority().tls_client(&["h2"]);
+        for number in 0..cases.len() {
+            for prefix in ["", "/v1/chat/completions?n="] {
+                let path = format!("{prefix}/{number}");
+                let _ = post(&gateway, &path, &format!("x-api-key: {KEY}"), "{}");
+                let stream = http1::connect_tls(gateway.tls_address(), &tls);
+                let mut connection = http2::Connection::open(stream, &[]);
+                connection.send(&http2::request(1, &http2::get(&path)));
+                connection.settle(&[1]);
+            }
+        }
+        let attempts = gateway.metric("stillgate_upstream_attempts_total");
+        assert!(attempts >= 4.0 * cases.len() as f64, "{attempts} attempts reached the upstream");
+        gateway.signal(rustix::process::Signal::INT);
+        let mut gateway = gateway;
+        assert!(gateway.wait(std::time::Duration::from_secs(5)).is_some(), "it still runs");
+        let stderr = gateway.stderr();
+        for planted in [COMPLETION, SECRET_HEADER] {
+            for form in forms(planted) {
+                let line = stderr.lines().find(|line| line.contains(&form));
+                assert_eq!(line, None, "at level {level}");
+            }
+        }
+        assert!(stderr.contains("attempt failed"), "it does say that they failed: {stderr}");
+    }
 }
 
 /// Requests that the gateway refuses, or cannot finish, each with a planted key and prompt.

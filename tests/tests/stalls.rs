@@ -97,23 +97,26 @@ fn a_head_that_was_begun() {
     let provider = Provider::start();
     let gateway = patient(provider.address()).limit("header_timeout_seconds = 1.0").start();
     let tls = gateway.authority().tls_client(&["http/1.1"]);
-    let whole = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let whole = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let mut held = Vec::new();
     // A head that begins like HTTP/2's preface is no less begun.
     for begun in ["G", "GET / HT", "P", "PR", "POST /v1/messages HTTP/1.1\r\nHost: a\r\n"] {
         for served_before in [false, true] {
             let mut plain = http1::connect(gateway.plain_address());
             let mut secure = http1::connect_tls(gateway.tls_address(), &tls);
             if served_before {
-                assert_eq!(http1::exchange(&mut plain, whole.as_bytes()).status, 200);
-                assert_eq!(http1::exchange(&mut secure, whole.as_bytes()).status, 200);
+                assert_eq!(http1::exchange(&mut plain, whole).status, 200);
+                assert_eq!(http1::exchange(&mut secure, whole).status, 200);
             }
             plain.write_all(begun.as_bytes()).expect("an open connection");
             secure.write_all(begun.as_bytes()).expect("an open connection");
-            let started = Instant::now();
-            let what = format!("{begun:?}, after another: {served_before}");
-            assert!(closes(&mut plain), "plain {what}: kept for {:?}", started.elapsed());
-            assert!(closes(&mut secure.sock), "TLS {what}: kept for {:?}", started.elapsed());
+            held.push((begun, served_before, Instant::now(), plain, secure));
         }
+    }
+    for (begun, served_before, started, mut plain, mut secure) in held {
+        let what = format!("{begun:?}, after another request: {served_before}");
+        assert!(closes(&mut plain), "plain {what}: kept for {:?}", started.elapsed());
+        assert!(closes(&mut secure.sock), "TLS {what}: kept for {:?}", started.elapsed());
     }
     nothing_is_open(&gateway);
 }

@@ -117,7 +117,9 @@ fn an_organisation_is_named_once_and_by_a_listed_peer() {
     let provider = Provider::start();
     let start = |from| {
         Gateway::in_front_of(provider.address())
-            .identity(&format!("organisation_header = {{ name = \"x-organisation\", from = {from} }}"))
+            .identity(&format!(
+                "organisation_header = {{ name = \"x-organisation\", from = {from} }}"
+            ))
             .start()
     };
     let gateway = start(LISTED);
@@ -211,9 +213,7 @@ fn proxy_headers() {
     for (n, (what, address, header)) in refused.iter().enumerate() {
         assert_eq!(ask(*address, header, "/refused", "").status, 0, "{what}");
         let count = (n + 1) as f64;
-        wait_for(what, Duration::from_secs(3), || {
-            (gateway.metric(counter) == count).then_some(())
-        });
+        wait_for(what, Duration::from_secs(3), || (gateway.metric(counter) == count).then_some(()));
     }
     assert_eq!(provider.received().len(), before);
 }
@@ -366,7 +366,8 @@ fn a_client_certificate_names_an_account() {
     let authority = gateway.authority();
     let (ada, ben) = (authority.sign("ada"), authority.sign("ben"));
     let ask = |address, tls, path: &str, fields: &str| {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n{fields}Connection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: a\r\n{fields}Connection: close\r\n\r\n");
         http1::tls(address, tls, request.as_bytes()).status
     };
     let account = |address, tls, path: &str, fields: &str| {
@@ -511,7 +512,11 @@ fn base64url(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut text = String::new();
     for piece in bytes.chunks(3) {
-        let bits = piece.iter().chain([&0, &0]).take(3).fold(0_usize, |bits, b| bits << 8 | usize::from(*b));
+        let bits = piece
+            .iter()
+            .chain([&0, &0])
+            .take(3)
+            .fold(0_usize, |bits, b| bits << 8 | usize::from(*b));
         for place in 0..=piece.len() {
             text.push(char::from(ALPHABET[bits >> (18 - 6 * place) & 63]));
         }

@@ -98,6 +98,7 @@ pub async fn run(
         undelivered: Bytes::new(),
         answer_ended: false,
         trailers: None,
+        received_total: 0,
         stalled_since: None,
         started: plan.started,
         request_sent: None,
@@ -128,6 +129,8 @@ struct Relay {
     answer_ended: bool,
     /// Trailers that follow `undelivered`.
     trailers: Option<HeaderMap>,
+    /// Answer bytes so far.
+    received_total: u64,
     /// Since when one side has taken nothing of what waits for it, and how much it had taken then.
     stalled_since: Option<(Instant, u64)>,
     started: Instant,
@@ -262,8 +265,11 @@ impl Relay {
             self.stalled_since = None;
             return Ok(None);
         }
-        // Either number changes when its side takes something.
-        let mark = moved_total.wrapping_add(self.undelivered.len() as u64);
+        // Each number changes when its side takes something, or when the upstream gives something:
+        // one that answers is not dead, and while the client is in the way it is not read.
+        let mark = moved_total
+            .wrapping_add(self.undelivered.len() as u64)
+            .wrapping_add(self.received_total);
         let since = match self.stalled_since {
             Some((since, before)) if before == mark => since,
             _ => {
@@ -461,6 +467,7 @@ impl Relay {
         if !bytes.is_empty() && self.first_byte.is_none() {
             self.first_byte = self.request_sent.map(|sent| sent.elapsed());
         }
+        self.received_total += bytes.len() as u64;
         // Read after it is passed on: the client's first event does not wait for ours.
         let read = bytes.clone();
         let step = self.write(session, plan, bytes, end).await;
