@@ -93,8 +93,8 @@ fn an_upload_to_an_upstream_that_pauses() {
 /// The whole takes longer than the timeout; no single wait does.
 #[test]
 fn an_upstream_that_reads_slowly_but_steadily() {
-    let prompt = prompt(8 * MIB);
-    let opaque = numbered(8 * MIB);
+    let prompt = prompt(7 * MIB);
+    let opaque = numbered(7 * MIB);
     for (path, body) in [("/v1/chat/completions", &prompt), ("/opaque", &opaque)] {
         let (length, expected) = (body.len(), body.clone());
         let upstream = RawUpstream::start_narrow(move |mut wire| {
@@ -156,31 +156,66 @@ fn an_http2_client_that_sends_all_before_it_reads() {
     let body = numbered(3 * MIB);
     for content_type in ["application/grpc", "application/octet-stream"] {
         let provider = Provider::start();
-        let gateway = Gateway::builder()
-            .upstream("main", &[provider.address()], "protocol = \"h2\"")
-            .limit("write_timeout_seconds = 4.0")
-            .start();
-        let tls = gateway.authority().tls_client(&["h2"]);
-        let stream = http1::connect_tls(gateway.tls_address(), &tls);
-        let mut connection = http2::Connection::open(stream, &[]);
-        connection.gives_room = false;
-        let mut fields = http2::get("/package.Service/Method");
-        fields[0].1 = "POST".to_owned();
-        for (name, value) in
-            [("content-type", content_type), ("te", "trailers"), ("x-provider", "mirror")]
-        {
-            fields.push((name.to_owned(), value.to_owned()));
-        }
-        let block = http2::header_block(&fields);
-        connection.send(&http2::frame(http2::HEADERS, http2::END_HEADERS, 1, &block));
-        connection.send_body(1, &body);
-        assert!(connection.answer(1).body.len() < body.len() / 2, "the answer was taken early");
-        connection.give_room();
-        connection.settle(&[1]);
-        let answer = connection.answer(1);
-        assert_eq!((answer.status, answer.ended, answer.reset), (200, true, None));
-        assert!(answer.body == body, "{content_type}: {} bytes came back", answer.body.len());
+        sends_all_before_it_reads(provider.address(), "h2", content_type, &body);
     }
+}
+
+/// The same before an HTTP/1.1 upstream, which reads and writes apart from each other: that the
+/// client takes no more of the answer is no reason to keep its own bytes.
+#[test]
+fn an_http2_client_that_sends_all_to_an_http1_upstream() {
+    let body = numbered(12 * MIB);
+    let (length, answer) = (body.len(), body.clone());
+    let upstream = RawUpstream::start_narrow(move |mut wire| {
+        if wire.head().is_none() {
+            return;
+        }
+        let mut sink = wire.stream.try_clone().expect("a socket");
+        let answer = answer.clone();
+        std::thread::spawn(move || {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+            sink.write_all(head.as_bytes()).and_then(|()| sink.write_all(&answer))
+        });
+        // By then all buffers on the way are full.
+        std::thread::sleep(WRITE_TIMEOUT / 2);
+        wire.chunked_body();
+        // Held open until the answer has left too.
+        wire.some();
+    });
+    sends_all_before_it_reads(upstream.address(), "h1", "application/octet-stream", &body);
+}
+
+fn sends_all_before_it_reads(
+    upstream: SocketAddr,
+    protocol: &str,
+    content_type: &str,
+    body: &[u8],
+) {
+    let gateway = Gateway::builder()
+        .upstream("main", &[upstream], &format!("protocol = \"{protocol}\""))
+        .limit("write_timeout_seconds = 3.0")
+        .start();
+    let tls = gateway.authority().tls_client(&["h2"]);
+    let stream = http1::connect_tls(gateway.tls_address(), &tls);
+    let mut connection = http2::Connection::open(stream, &[]);
+    connection.gives_room = false;
+    let mut fields = http2::get("/package.Service/Method");
+    fields[0].1 = "POST".to_owned();
+    for (name, value) in
+        [("content-type", content_type), ("te", "trailers"), ("x-provider", "mirror")]
+    {
+        fields.push((name.to_owned(), value.to_owned()));
+    }
+    let block = http2::header_block(&fields);
+    connection.send(&http2::frame(http2::HEADERS, http2::END_HEADERS, 1, &block));
+    connection.send_body(1, body);
+    assert!(connection.answer(1).body.len() < body.len() / 2, "the answer was taken early");
+    connection.give_room();
+    connection.settle(&[1]);
+    let answer = connection.answer(1);
+    let what = format!("{protocol} {content_type}");
+    assert_eq!((answer.status, answer.ended, answer.reset), (200, true, None), "{what}");
+    assert!(answer.body == body, "{what}: {} bytes came back", answer.body.len());
 }
 
 /// The answer comes while most of the body is still to be sent, and is not kept waiting for it.

@@ -198,7 +198,12 @@ impl Relay {
     ) -> Result<(), Fault> {
         upstream.set_read_timeout(plan.upstream.first_byte_timeout);
         self.send_request(upstream, plan).await?;
+        let streamed = matches!(plan.body, RequestBody::Streamed);
         loop {
+            if streamed && !self.upgraded && session.is_body_done() && upstream.takes_more() {
+                // The body's end came without a piece to go with.
+                upstream.send_body(Bytes::new(), true);
+            }
             let woken = self.wait(session, upstream, plan).await?;
             let step = match woken {
                 Woken::Upstream(Ok(None)) => Step::Continue,
