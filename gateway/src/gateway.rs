@@ -32,6 +32,7 @@ pub struct Gateway {
     pub bodies: BodyMemory,
     identifiers: Identifiers,
     connections_open: AtomicUsize,
+    listening: AtomicBool,
     draining: AtomicBool,
 }
 
@@ -58,6 +59,7 @@ impl Gateway {
             metrics,
             exchanges,
             connections_open: AtomicUsize::new(0),
+            listening: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         }
     }
@@ -82,6 +84,11 @@ impl Gateway {
         self.connections_open.load(Ordering::Relaxed)
     }
 
+    /// Every listening socket is open.
+    pub fn listening(&self) {
+        self.listening.store(true, Ordering::Relaxed);
+    }
+
     /// From now on no new work is to be sent here.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
@@ -92,6 +99,9 @@ impl Gateway {
     pub fn readiness(&self) -> Readiness {
         if self.draining.load(Ordering::Relaxed) {
             return Readiness::Draining;
+        }
+        if !self.listening.load(Ordering::Relaxed) {
+            return Readiness::Starting;
         }
         let mut down = Vec::new();
         for pool in &self.pools {

@@ -665,6 +665,10 @@ impl HttpServerApp for ConnectionApp {
         if may_drain && !session.was_upgraded() {
             body::drain(&mut session, limits).await;
         }
+        if *shutdown.borrow() {
+            // It began while the exchange ran: no further request is waited for.
+            session.set_keepalive(None);
+        }
         let settings = HttpPersistentSettings::for_session(&session);
         let finished = tokio::time::timeout(limits.write_timeout, session.finish()).await;
         let stream = finished.ok()?.ok().flatten()?;

@@ -147,9 +147,9 @@ impl Wire {
         let mut taken = Taken::default();
         loop {
             let Some(line) = self.line() else { return taken };
-            let text = String::from_utf8_lossy(&line).into_owned();
-            let Ok(size) = usize::from_str_radix(&text, 16) else {
-                taken.malformed = Some(format!("chunk size {:.60}", text.escape_debug()));
+            let size = std::str::from_utf8(&line).ok();
+            let Some(size) = size.and_then(|size| usize::from_str_radix(size, 16).ok()) else {
+                taken.malformed = Some(format!("chunk size {}", shown(&line)));
                 return taken;
             };
             let piece = self.body(size);
@@ -160,8 +160,7 @@ impl Wire {
             match self.line() {
                 None => return taken,
                 Some(line) if !line.is_empty() => {
-                    let text = String::from_utf8_lossy(&line).into_owned();
-                    taken.malformed = Some(format!("after a chunk {:.60}", text.escape_debug()));
+                    taken.malformed = Some(format!("after a chunk {}", shown(&line)));
                     return taken;
                 }
                 Some(_) if size == 0 => {
@@ -196,6 +195,11 @@ impl Wire {
             }
         }
     }
+}
+
+/// The beginning of what stands in the place of framing.
+fn shown(bytes: &[u8]) -> String {
+    bytes[..bytes.len().min(60)].escape_ascii().to_string()
 }
 
 /// A client's connection with small socket buffers.
@@ -242,7 +246,7 @@ mod tests {
             ("3\r\nabc\r\nxyz\r\n0\r\n\r\n", "abc", false, true),
         ];
         for (bytes, body, complete, malformed) in cases {
-            let (report, reports) = std::sync::mpsc::channel();
+            let (report, reports) = std::sync::mpsc::sync_channel(1);
             let upstream = RawUpstream::start_narrow(move |mut wire| {
                 let head = wire.head();
                 let taken = wire.chunked_body();

@@ -63,7 +63,7 @@ impl Framing {
 fn an_upload_to_an_upstream_that_pauses() {
     let body = numbered(24 * MIB);
     for framing in Framing::both(&body) {
-        let (report, reports) = mpsc::channel();
+        let (report, reports) = mpsc::sync_channel(1);
         let upstream = RawUpstream::start_narrow(move |mut wire| {
             if wire.head().is_none() {
                 return;
@@ -82,7 +82,7 @@ fn an_upload_to_an_upstream_that_pauses() {
         assert!(body.starts_with(&taken.body), "{framing:?}: other bytes than were sent");
         match response.status {
             200 => {
-                assert_eq!(taken.body.len(), body.len(), "{framing:?}: a part was taken for all")
+                assert_eq!(taken.body.len(), body.len(), "{framing:?}: a part was taken for all");
             }
             status => assert!(matches!(status, 0 | 504), "{framing:?}: {response:?}"),
         }
@@ -126,7 +126,7 @@ fn an_upstream_that_reads_slowly_but_steadily() {
 /// The upstream writes what it has read before it reads on, and nothing fits in between.
 #[test]
 fn an_upstream_that_echoes_as_it_reads() {
-    let body = numbered(4 * MIB);
+    let body = numbered(16 * MIB);
     for framing in Framing::both(&body) {
         let upstream = RawUpstream::start_narrow(move |mut wire| {
             if wire.head().is_none() {
@@ -222,7 +222,7 @@ fn sends_all_before_it_reads(
 #[test]
 fn an_early_413() {
     for closes in [true, false] {
-        let (report, reports) = mpsc::channel();
+        let (report, reports) = mpsc::sync_channel(1);
         let upstream = RawUpstream::start_narrow(move |mut wire| {
             if wire.head().is_none() {
                 return;
@@ -250,7 +250,7 @@ fn an_early_413() {
 #[test]
 fn a_websocket_with_both_sides_sending() {
     let (down, up) = (numbered(8 * MIB), numbered(8 * MIB).into_iter().rev().collect::<Vec<u8>>());
-    let (report, reports) = mpsc::channel();
+    let (report, reports) = mpsc::sync_channel(1);
     let (sent_down, length) = (down.clone(), up.len());
     let upstream = RawUpstream::start_narrow(move |mut wire| {
         if wire.head().is_none() {
@@ -264,9 +264,7 @@ fn a_websocket_with_both_sides_sending() {
         wire.send(&sent_down);
         let _ = report.send(wire.body(length));
     });
-    // Longer than the upstream takes to send, since all that time it takes nothing itself.
-    let gateway =
-        Gateway::in_front_of(upstream.address()).limit("write_timeout_seconds = 6.0").start();
+    let gateway = gateway(upstream.address());
     let mut stream = harness::upstream::connect_narrow(gateway.plain_address());
     stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a valid timeout");
     let handshake = b"GET /live HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n\

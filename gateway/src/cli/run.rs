@@ -1,5 +1,6 @@
 //! `stillgate run`: from a configuration to a serving process.
 
+use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::net::TcpListener;
 use std::path::Path;
@@ -28,7 +29,9 @@ use crate::metrics::Metrics;
 use crate::upstream::UpstreamPool;
 
 /// Log levels of the libraries that see what clients and upstreams send.
-const LIBRARY_LEVELS: &str = "pingora_core=warn,pingora_core::apps=off,pingora_core::protocols=off,h2=off,rustls=off,hyper=off";
+const LIBRARY_LEVELS: &str = "pingora_core=warn,pingora_core::apps=off,pingora_core::connectors=off,pingora_core::protocols=off,h2=off,rustls=off,hyper=off";
+/// Time between two looks at whether the listening sockets are open.
+const START_POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// After a drain: time for the last bytes to leave the process.
 const LAST_BYTES_DELAY: Duration = Duration::from_millis(200);
 
@@ -133,6 +136,7 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
     service.threads = Some(1);
     server.add_service(service);
     let pid_file = config.server.pid_file.clone();
+    server.add_service(background_service("start", Start { gateway: gateway.clone() }));
     let drain = Drain { gateway: gateway.clone(), pid_file: pid_file.clone() };
     server.add_service(background_service("drain", drain));
     Ok(Running { server, gateway, pid_file })
@@ -228,6 +232,50 @@ impl BackgroundService for Certificates {
     }
 }
 
+/// Tells when every listening socket is open: pingora opens each in a task of its own.
+struct Start {
+    gateway: Arc<Gateway>,
+}
+
+#[async_trait]
+impl BackgroundService for Start {
+    async fn start(&self, _shutdown: ShutdownWatch) {
+        let wanted: Vec<u16> =
+            self.gateway.config.listeners.iter().map(|listener| listener.address.port()).collect();
+        loop {
+            let open = listening_ports();
+            // Where the system does not tell (no procfs), what was checked before has to do.
+            if open.is_none_or(|open| wanted.iter().all(|port| open.contains(port))) {
+                break;
+            }
+            tokio::time::sleep(START_POLL_INTERVAL).await;
+        }
+        self.gateway.listening();
+    }
+}
+
+/// TCP ports that are listened on in this network namespace (proc(5), `/proc/net/tcp`).
+fn listening_ports() -> Option<HashSet<u16>> {
+    const LISTEN: &str = "0A";
+    let mut ports = HashSet::new();
+    for path in ["/proc/self/net/tcp", "/proc/self/net/tcp6"] {
+        let table = std::fs::read_to_string(path).ok();
+        if table.is_none() && path.ends_with("tcp") {
+            return None;
+        }
+        for line in table.unwrap_or_default().lines().skip(1) {
+            let mut columns = line.split_whitespace().skip(1);
+            let (local, state) = (columns.next(), columns.nth(1));
+            let port =
+                local.and_then(|local| u16::from_str_radix(local.rsplit(':').next()?, 16).ok());
+            if let (Some(port), Some(LISTEN)) = (port, state) {
+                ports.insert(port);
+            }
+        }
+    }
+    Some(ports)
+}
+
 /// Ends the process once the last exchange has, or when the drain time is over.
 struct Drain {
     gateway: Arc<Gateway>,
@@ -299,4 +347,18 @@ pub fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_open_port_is_seen() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        assert!(listening_ports().unwrap().contains(&port));
+        drop(listener);
+        assert!(!listening_ports().unwrap().contains(&port));
+    }
 }

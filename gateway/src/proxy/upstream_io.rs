@@ -2,36 +2,49 @@
 //!
 //! Pingora's HTTP/1 session is one object for both directions, so a write that waits for room would
 //! keep the answer from being read, and two parties that both write would wait for each other for
-//! ever. Here a write goes to a buffer and leaves as the socket takes it, driven by whoever reads.
-//! The buffer is bounded by its user: [`Outlet::has_room`] tells when it takes more.
+//! ever. Here a write goes to a buffer and leaves as the socket takes it, driven by whoever reads or
+//! by [`Outlet::push`] where nobody does. The buffer is bounded by its user: [`Outlet::has_room`]
+//! tells when it takes more.
 //!
 //! A write that fails says so in [`Outlet::failed`], not to the writer: an upstream may answer and
 //! close before it has read all, and the answer is then still to be read.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
-use pingora_core::protocols::tls::{SslDigest, TlsRef};
-use pingora_core::protocols::{ALPN, Shutdown, Ssl, Stream};
+use parking_lot::Mutex;
+use pingora_core::protocols::raw_connect::ProxyDigest;
+use pingora_core::protocols::tls::SslDigest;
+use pingora_core::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    Stream, TimingDigest, UniqueID, UniqueIDType,
+};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
-use crate::capture::delegate_digests;
 use crate::limits::UPSTREAM_UNSENT_BYTES_MAX;
 
-/// What is known of an [`UpstreamIo`]'s buffer.
-#[derive(Debug, Default)]
+/// The sending half of an [`UpstreamIo`], for whoever does not hold the stream.
+#[derive(Debug)]
 pub struct Outlet {
-    unsent: AtomicUsize,
-    moved_total: AtomicU64,
-    failed: AtomicBool,
-    corked: AtomicBool,
+    inner: Mutex<Inner>,
     moved: Notify,
+}
+
+#[derive(Debug)]
+struct Inner {
+    io: Stream,
+    buffer: BytesMut,
+    /// Bytes went to the layer below since it was last flushed.
+    unflushed: bool,
+    corked: bool,
+    failed: bool,
+    moved_total: u64,
 }
 
 impl Outlet {
@@ -44,55 +57,66 @@ impl Outlet {
     /// Bytes that the socket has not taken yet.
     #[must_use]
     pub fn unsent(&self) -> usize {
-        self.unsent.load(Ordering::Relaxed)
+        self.inner.lock().buffer.len()
     }
 
     /// Bytes that the socket has ever taken: it stalls where this does not grow.
     #[must_use]
     pub fn moved_total(&self) -> u64 {
-        self.moved_total.load(Ordering::Relaxed)
+        self.inner.lock().moved_total
     }
 
     /// Whether writing failed; what was not sent is lost.
     #[must_use]
     pub fn failed(&self) -> bool {
-        self.failed.load(Ordering::Relaxed)
+        self.inner.lock().failed
     }
 
     /// Puts flushes off until `false`: a request's head and its body are to leave together.
     pub fn cork(&self, corked: bool) {
-        self.corked.store(corked, Ordering::Relaxed);
+        self.inner.lock().corked = corked;
     }
 
-    /// Waits until the socket has taken something.
+    /// Waits until the socket has taken something, while somebody else reads.
     pub async fn moved(&self) {
         self.moved.notified().await;
     }
-}
 
-/// The stream.
-#[derive(Debug)]
-pub struct UpstreamIo {
-    io: Stream,
-    buffer: BytesMut,
-    /// Bytes went to the layer below since it was last flushed.
-    unflushed: bool,
-    outlet: Arc<Outlet>,
-}
-
-impl UpstreamIo {
-    /// Wraps a connected stream.
-    #[must_use]
-    pub fn new(io: Stream) -> Self {
-        Self { io, buffer: BytesMut::new(), unflushed: false, outlet: Arc::default() }
+    /// Sends until the socket has taken something, where nobody reads.
+    pub async fn push(&self) {
+        poll_fn(|cx| {
+            let before = self.moved_total();
+            self.drain(cx);
+            let inner = self.inner.lock();
+            if inner.moved_total != before || inner.failed || inner.buffer.is_empty() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
     }
 
-    /// The state of its buffer.
-    #[must_use]
-    pub fn outlet(&self) -> &Arc<Outlet> {
-        &self.outlet
+    /// Sends what the socket takes now.
+    fn drain(&self, cx: &mut Context<'_>) {
+        let mut inner = self.inner.lock();
+        if inner.buffer.is_empty() && !inner.unflushed {
+            return;
+        }
+        let before = inner.moved_total;
+        if let Poll::Ready(Err(error)) = inner.poll_drain(cx) {
+            tracing::debug!(%error, "upstream takes no more of the request");
+            inner.buffer = BytesMut::new();
+            inner.unflushed = false;
+            inner.failed = true;
+        }
+        if inner.moved_total != before || inner.failed {
+            self.moved.notify_one();
+        }
     }
+}
 
+impl Inner {
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.buffer.is_empty() {
             let n = ready!(Pin::new(&mut self.io).poll_write(cx, &self.buffer))?;
@@ -101,9 +125,7 @@ impl UpstreamIo {
             }
             self.buffer.advance(n);
             self.unflushed = true;
-            self.outlet.unsent.store(self.buffer.len(), Ordering::Relaxed);
-            self.outlet.moved_total.fetch_add(n as u64, Ordering::Relaxed);
-            self.outlet.moved.notify_one();
+            self.moved_total += n as u64;
         }
         if self.unflushed {
             ready!(Pin::new(&mut self.io).poll_flush(cx))?;
@@ -111,86 +133,134 @@ impl UpstreamIo {
         }
         Poll::Ready(Ok(()))
     }
+}
 
-    /// Sends what the socket takes now.
-    fn drain(&mut self, cx: &mut Context<'_>) {
-        if self.buffer.is_empty() && !self.unflushed {
-            return;
-        }
-        if let Poll::Ready(Err(error)) = self.poll_drain(cx) {
-            tracing::debug!(%error, "upstream takes no more of the request");
-            self.buffer = BytesMut::new();
-            self.unflushed = false;
-            self.outlet.unsent.store(0, Ordering::Relaxed);
-            self.outlet.failed.store(true, Ordering::Relaxed);
-            self.outlet.moved.notify_one();
-        }
+/// The stream.
+#[derive(Debug)]
+pub struct UpstreamIo {
+    outlet: Arc<Outlet>,
+    // These do not change, and pingora asks for some by reference.
+    id: UniqueIDType,
+    tls: Option<Arc<SslDigest>>,
+    alpn: Option<ALPN>,
+}
+
+impl UpstreamIo {
+    /// Wraps a connected stream.
+    #[must_use]
+    pub fn new(io: Stream) -> Self {
+        let (id, tls, alpn) = (io.id(), io.get_ssl_digest(), io.selected_alpn_proto());
+        let inner = Inner {
+            io,
+            buffer: BytesMut::new(),
+            unflushed: false,
+            corked: false,
+            failed: false,
+            moved_total: 0,
+        };
+        let outlet = Arc::new(Outlet { inner: Mutex::new(inner), moved: Notify::new() });
+        Self { outlet, id, tls, alpn }
+    }
+
+    /// Its sending half.
+    #[must_use]
+    pub fn outlet(&self) -> &Arc<Outlet> {
+        &self.outlet
     }
 }
 
 impl AsyncRead for UpstreamIo {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.drain(cx);
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        self.outlet.drain(cx);
+        Pin::new(&mut self.outlet.inner.lock().io).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for UpstreamIo {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if !self.outlet.failed() {
-            self.buffer.extend_from_slice(buf);
-            self.outlet.unsent.store(self.buffer.len(), Ordering::Relaxed);
-            // Small writes (a head, a chunk's size) wait for the flush that follows them.
-            if self.buffer.len() >= UPSTREAM_UNSENT_BYTES_MAX / 2 {
-                self.drain(cx);
+        let unsent = {
+            let mut inner = self.outlet.inner.lock();
+            if !inner.failed {
+                inner.buffer.extend_from_slice(buf);
             }
+            inner.buffer.len()
+        };
+        // Small writes (a head, a chunk's size) wait for the flush that follows them.
+        if unsent >= UPSTREAM_UNSENT_BYTES_MAX / 2 {
+            self.outlet.drain(cx);
         }
         Poll::Ready(Ok(buf.len()))
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.outlet.corked.load(Ordering::Relaxed) {
-            self.drain(cx);
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let corked = self.outlet.inner.lock().corked;
+        if !corked {
+            self.outlet.drain(cx);
         }
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.drain(cx);
-        Pin::new(&mut self.io).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.outlet.drain(cx);
+        Pin::new(&mut self.outlet.inner.lock().io).poll_shutdown(cx)
     }
 }
 
 #[async_trait]
 impl Shutdown for UpstreamIo {
     async fn shutdown(&mut self) {
-        self.io.shutdown().await;
+        // An error means that the other side is gone already.
+        let _ = poll_fn(|cx| Pin::new(&mut self.outlet.inner.lock().io).poll_shutdown(cx)).await;
+    }
+}
+
+impl UniqueID for UpstreamIo {
+    fn id(&self) -> UniqueIDType {
+        self.id
     }
 }
 
 impl Ssl for UpstreamIo {
-    fn get_ssl(&self) -> Option<&TlsRef> {
-        self.io.get_ssl()
-    }
-
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.io.get_ssl_digest()
+        self.tls.clone()
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.io.selected_alpn_proto()
+        self.alpn.clone()
     }
 }
 
-delegate_digests!(UpstreamIo, io);
+impl GetTimingDigest for UpstreamIo {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        self.outlet.inner.lock().io.get_timing_digest()
+    }
+}
+
+impl GetProxyDigest for UpstreamIo {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        self.outlet.inner.lock().io.get_proxy_digest()
+    }
+}
+
+impl GetSocketDigest for UpstreamIo {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.outlet.inner.lock().io.get_socket_digest()
+    }
+
+    fn set_socket_digest(&mut self, digest: SocketDigest) {
+        self.outlet.inner.lock().io.set_socket_digest(digest);
+    }
+}
+
+impl Peek for UpstreamIo {}
 
 #[cfg(test)]
 mod tests {

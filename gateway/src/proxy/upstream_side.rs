@@ -103,10 +103,13 @@ impl UpstreamSide {
         };
         match &mut self.session {
             HttpSession::H1(h1) => {
-                let outlet = self.outlet.clone().unwrap_or_default();
-                outlet.cork(whole.is_some());
+                if let Some(outlet) = &self.outlet {
+                    outlet.cork(whole.is_some());
+                }
                 h1.write_request_header(head).await?;
-                outlet.cork(false);
+                if let Some(outlet) = &self.outlet {
+                    outlet.cork(false);
+                }
                 if end {
                     h1.finish_body().await?;
                 }
@@ -195,7 +198,7 @@ impl UpstreamSide {
         gathered: &mut BytesMut,
         may_read: bool,
     ) -> Result<Option<Event>> {
-        let outlet = self.outlet.clone().unwrap_or_default();
+        let Some(outlet) = self.outlet.clone() else { return Ok(None) };
         if outlet.failed() {
             self.give_up_request();
         }
@@ -205,8 +208,11 @@ impl UpstreamSide {
             return Ok(None);
         }
         if !may_read {
-            // Bytes leave when the connection is read, and it is not to be read now.
-            return std::future::pending().await;
+            if outlet.unsent() == 0 {
+                return std::future::pending().await;
+            }
+            outlet.push().await;
+            return Ok(None);
         }
         if outlet.unsent() == 0 {
             return self.next(gathered).await.map(Some);
