@@ -29,6 +29,17 @@ pub enum Format {
 }
 
 impl Format {
+    /// Every format.
+    pub const ALL: [Self; 7] = [
+        Self::OpenaiChat,
+        Self::OpenaiResponses,
+        Self::OpenaiCompletions,
+        Self::AnthropicMessages,
+        Self::GeminiGenerate,
+        Self::Grpc,
+        Self::Unknown,
+    ];
+
     /// The name used in metrics, records and policies.
     #[must_use]
     pub fn name(self) -> &'static str {

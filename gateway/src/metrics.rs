@@ -35,16 +35,6 @@ pub const ATTEMPT_OUTCOMES: &[&str] = &["ok", "connect_failed", "timeout", "rese
 pub const UNREAD_REASONS: &[&str] = &["too_long", "encoded"];
 /// `outcome` of reading a file again.
 pub const RELOAD_OUTCOMES: &[&str] = &["ok", "failed"];
-/// Every provider format, as a label.
-pub const FORMATS: &[Format] = &[
-    Format::OpenaiChat,
-    Format::OpenaiResponses,
-    Format::OpenaiCompletions,
-    Format::AnthropicMessages,
-    Format::GeminiGenerate,
-    Format::Grpc,
-    Format::Unknown,
-];
 
 /// Seconds, from a cached first byte to the longest reasoning answer.
 const BUCKETS_SECONDS: &[f64] = &[
@@ -188,7 +178,7 @@ impl Metrics {
         for outcome in ["failed", "timeout", "not_tls"] {
             self.handshakes.with_label_values(&[outcome, "none"]).inc_by(0);
         }
-        for format in FORMATS {
+        for format in Format::ALL {
             self.bodies_unreadable.with_label_values(&[format.name()]).inc_by(0);
         }
     }

@@ -35,17 +35,6 @@ pub use answer::{AnswerReader, Delta, Piece};
 pub use refusal::{Refusal, RefusalKind, Rendered, stream_error};
 pub use request::{Unreadable, read_request};
 
-/// Every format, in the order of the list.
-const FORMATS: [Format; 7] = [
-    Format::OpenaiChat,
-    Format::OpenaiResponses,
-    Format::OpenaiCompletions,
-    Format::AnthropicMessages,
-    Format::GeminiGenerate,
-    Format::Grpc,
-    Format::Unknown,
-];
-
 /// The format of a request. `path` may carry a query.
 ///
 /// Whatever stands before the known end of a path is free, as gateways and clouds put prefixes
@@ -107,7 +96,7 @@ fn hex(digit: u8) -> Option<u8> {
 /// Feeds arbitrary bytes to everything that reads JSON: must not panic.
 #[doc(hidden)]
 pub fn fuzz_json(data: &[u8]) {
-    for format in FORMATS {
+    for format in Format::ALL {
         let _ = read_request(format, "/v1beta/models/m:generateContent", data);
         for status in [200, 400] {
             let _ = read_in_pieces(format, status, "application/json", &[data]);
@@ -123,7 +112,7 @@ pub fn fuzz_sse(data: &[u8]) {
         return;
     };
     let (head, tail) = data.split_at(data.len() * usize::from(*first) / 256);
-    for format in FORMATS {
+    for format in Format::ALL {
         for content_type in ["text/event-stream", "application/json"] {
             let whole = read_in_pieces(format, 200, content_type, &[data]);
             let cut = read_in_pieces(format, 200, content_type, &[head, tail]);
@@ -203,8 +192,8 @@ mod tests {
     #[test]
     fn the_list_holds_every_format_once() {
         let names: std::collections::BTreeSet<&str> =
-            FORMATS.iter().map(|format| format.name()).collect();
-        assert_eq!(names.len(), FORMATS.len());
+            Format::ALL.iter().map(|format| format.name()).collect();
+        assert_eq!(names.len(), Format::ALL.len());
     }
 
     /// Bytes in which the words of the formats are common.

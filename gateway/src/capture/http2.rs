@@ -36,6 +36,7 @@ use super::hpack::{Decoder, entry_size};
 use crate::limits::{
     H2_PRIORITY_FRAMES_MAX, H2_SETTINGS_MAX, H2_UNCLAIMED_MAX, HPACK_TABLE_BYTES_MAX,
 };
+use crate::proxy::framing::is_token_byte;
 
 /// Name of the field that ties a request to its capture. The proxy removes it from each request.
 pub const MARKER_NAME: &str = "x-stillgate-capture";
@@ -773,11 +774,6 @@ fn digest(host: &[u8]) -> u64 {
         hasher.write_u8(byte.to_ascii_lowercase());
     }
     hasher.finish()
-}
-
-/// RFC 9110, section 5.6.2.
-fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// The rules of RFC 9113, sections 8.2 and 8.3, applied field by field.

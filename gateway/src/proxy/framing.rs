@@ -240,8 +240,9 @@ fn field(line: &[u8]) -> Result<FieldLine<'_>, FramingFault> {
     Ok(FieldLine { name, value })
 }
 
-/// RFC 9110, section 5.6.2.
-fn is_token_byte(byte: u8) -> bool {
+/// A character of a token (RFC 9110, section 5.6.2).
+#[must_use]
+pub fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 

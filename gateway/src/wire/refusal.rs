@@ -264,16 +264,6 @@ mod tests {
     use super::*;
     use crate::wire::AnswerReader;
 
-    const FORMATS: [Format; 7] = [
-        Format::OpenaiChat,
-        Format::OpenaiResponses,
-        Format::OpenaiCompletions,
-        Format::AnthropicMessages,
-        Format::GeminiGenerate,
-        Format::Grpc,
-        Format::Unknown,
-    ];
-
     const SOON: Duration = Duration::from_millis(1500);
 
     const KINDS: [(RefusalKind, u16); 11] = [
@@ -305,7 +295,7 @@ mod tests {
 
     #[test]
     fn every_refusal_has_its_status_and_tells_whether_to_retry() {
-        for format in FORMATS.into_iter().filter(|format| *format != Format::Grpc) {
+        for format in Format::ALL.into_iter().filter(|format| *format != Format::Grpc) {
             for (kind, status) in KINDS {
                 let rendered = refusal(kind).render(format);
                 assert_eq!(rendered.status, status, "{format:?}");
@@ -398,7 +388,7 @@ mod tests {
 
     #[test]
     fn an_error_event_is_read_as_an_error_by_the_format_itself() {
-        for format in FORMATS {
+        for format in Format::ALL {
             for (kind, _) in KINDS {
                 let event = stream_error(format, &refusal(kind));
                 if matches!(format, Format::Grpc | Format::Unknown) {
