@@ -216,6 +216,15 @@ pub struct Conversation {
     pub sampling: Sampling,
 }
 
+impl Conversation {
+    /// Bytes of memory that its texts and turns take.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let turns = self.turns.iter().map(|turn| turn.text.as_str().len() + size_of_val(turn));
+        self.system.as_str().len() + turns.sum::<usize>()
+    }
+}
+
 /// A tool call in an answer. Arguments are counted, never kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ToolCall {
@@ -263,7 +272,7 @@ pub struct Answer {
     pub streamed: bool,
     /// Events (SSE events, JSON-array elements, gRPC messages) in the body.
     pub events: u64,
-    /// Body bytes.
+    /// Body bytes received from the upstream; a client that went away may have taken fewer.
     pub bytes: u64,
     /// Visible answer text, all choices together, in characters.
     pub text_chars: u64,

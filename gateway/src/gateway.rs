@@ -29,7 +29,7 @@ pub struct Gateway {
     /// The latest exchanges, and the trace if one is recorded.
     pub exchanges: Arc<ExchangeLog>,
     /// The memory of request bodies.
-    pub bodies: BodyMemory,
+    pub bodies: Arc<BodyMemory>,
     identifiers: Identifiers,
     connections_open: AtomicUsize,
     listening: AtomicBool,
@@ -51,7 +51,7 @@ impl Gateway {
     ) -> Self {
         Self {
             routes: RouteTable::new(&config.routes),
-            bodies: BodyMemory::new(config.limits.bodies_bytes_max),
+            bodies: Arc::new(BodyMemory::new(config.limits.bodies_bytes_max)),
             identifiers: Identifiers::new(random_u64()),
             config,
             pools,

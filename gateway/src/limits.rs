@@ -16,7 +16,8 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// Time that a connection may stay open without a request.
     pub idle_timeout: Duration,
-    /// Longest silence while a request body is read.
+    /// Longest silence while a request body is read. A body that is passed on as it comes over
+    /// HTTP/2 may pause for as long as the upstream bears it.
     pub body_idle_timeout: Duration,
     /// Time for a whole request body.
     pub body_timeout: Duration,
@@ -30,7 +31,8 @@ pub struct Limits {
     pub body_bytes_max: usize,
     /// Body after content-decoding, for inspection; larger ones get a 413.
     pub decoded_body_bytes_max: usize,
-    /// All request bodies that are held for inspection at once; beyond, requests get a 503.
+    /// All request bodies that are held until their answers begin, what they are decoded to, and the
+    /// texts read from them until their answers end; beyond, requests get a 503.
     pub bodies_bytes_max: usize,
     /// Bytes of a refused request's body that are read after the answer, so that the client sees it.
     pub drain_bytes_max: usize,
@@ -224,6 +226,8 @@ pub const UPSTREAM_IDLE_CONNECTIONS_MAX: usize = 1024;
 
 /// Requests at once on one HTTP/2 connection to an upstream.
 pub const UPSTREAM_H2_STREAMS_MAX: usize = 100;
+/// Answer bytes of one HTTP/2 stream that an upstream may send ahead of the client.
+pub const UPSTREAM_H2_STREAM_WINDOW: u32 = 256 * 1024;
 
 // admin.rs
 /// Connections open at once; a further one is closed.

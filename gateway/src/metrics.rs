@@ -99,8 +99,6 @@ pub struct Metrics {
     pub record_errors: IntCounter,
     /// Certificates read again, by `outcome` ([`RELOAD_OUTCOMES`]).
     pub certificate_reloads: IntCounterVec,
-    /// Configuration read again, by `outcome` ([`RELOAD_OUTCOMES`]).
-    pub config_reloads: IntCounterVec,
 }
 
 impl Metrics {
@@ -127,7 +125,7 @@ impl Metrics {
             credentials_ambiguous: list.counter("credentials_ambiguous_total", "Requests with several credentials that differ")?,
             request_duration: list.seconds("request_duration_seconds", "From a request's arrival to its answer's end", &["format"])?,
             first_byte: list.seconds("first_byte_seconds", "From a request's last byte to its answer's first", &["format"])?,
-            body_bytes: list.counters("body_bytes_total", "Body bytes from and to clients", &["direction"])?,
+            body_bytes: list.counters("body_bytes_total", "Body bytes from clients and for them", &["direction"])?,
             answer_tokens: list.counters("answer_tokens_total", "Tokens as the providers counted them", &["kind", "format"])?,
             upstream_attempts: list.counters("upstream_attempts_total", "Attempts on upstream members", &["upstream", "outcome"])?,
             upstream_members_healthy: list.gauges("upstream_members_healthy", "Upstream members that are healthy now", &["upstream"])?,
@@ -139,7 +137,6 @@ impl Metrics {
             exchanges_cut: list.counter("exchanges_cut_total", "Exchanges kept without what lay beyond a bound")?,
             record_errors: list.counter("record_errors_total", "Failed writes to the trace")?,
             certificate_reloads: list.counters("certificate_reloads_total", "Certificates read again", &["outcome"])?,
-            config_reloads: list.counters("config_reloads_total", "Configuration read again", &["outcome"])?,
             registry: list.0,
         };
         metrics.start_at_zero();
@@ -166,7 +163,6 @@ impl Metrics {
             (&self.body_bytes, DIRECTIONS),
             (&self.answers_unread, UNREAD_REASONS),
             (&self.certificate_reloads, RELOAD_OUTCOMES),
-            (&self.config_reloads, RELOAD_OUTCOMES),
         ] {
             for value in values {
                 counters.with_label_values(&[value]).inc_by(0);
@@ -335,7 +331,7 @@ mod tests {
         let text = used().render();
         let families: Vec<(&str, &str)> =
             text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
-        assert_eq!(families.len(), 27 + 1 + 3, "{families:?}");
+        assert_eq!(families.len(), 26 + 1 + 3, "{families:?}");
         for (name, kind) in families {
             assert!(name.starts_with("stillgate_") || name.starts_with("process_"), "{name}");
             assert_eq!(name.ends_with("_total"), kind == "counter", "{name} is a {kind}");

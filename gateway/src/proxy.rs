@@ -75,6 +75,8 @@ struct Progress {
     account: Option<AccountId>,
     organisation: Option<OrganisationId>,
     conversation: Conversation,
+    /// The memory that the conversation's texts take.
+    text_share: Option<BodyShare>,
 }
 
 /// How a request was dealt with.
@@ -103,8 +105,7 @@ impl ConnectionApp {
     ) -> Result<Served, Refusal> {
         let pool = self.route(session, received)?;
         self.attribute(session, received, progress)?;
-        let mut share = self.gateway.bodies.share();
-        let body = self.inspect(session, received, progress, &mut share).await?;
+        let body = self.inspect(session, received, progress).await?;
         self.forward(session, received, pool, body).await
     }
 
@@ -165,7 +166,6 @@ impl ConnectionApp {
         session: &mut ServerSession,
         received: &mut Received,
         progress: &mut Progress,
-        share: &mut BodyShare<'_>,
     ) -> Result<RequestBody, Refusal> {
         if session.is_body_empty() || received.websocket {
             return Ok(RequestBody::None);
@@ -189,7 +189,8 @@ impl ConnectionApp {
             }
             _ => return Err(self.body_refusal(received, &BodyError::UnsupportedEncoding)),
         };
-        let whole = body::read_whole(session, &self.connection, declared, limits, share)
+        let mut share = self.gateway.bodies.share();
+        let whole = body::read_whole(session, &self.connection, declared, limits, &mut share)
             .await
             .map_err(|error| {
                 received.body_lost = !matches!(error, BodyError::TooLarge | BodyError::Crowded);
@@ -197,9 +198,15 @@ impl ConnectionApp {
             })?;
         self.gateway.metrics.body_bytes.with_label_values(&["in"]).inc_by(whole.len() as u64);
         let path = head::origin_form(session.req_header());
-        let read = || {
-            let plain = body::decoded(&whole, encoding.as_deref(), limits.decoded_body_bytes_max)?;
-            Ok(wire::read_request(received.format, path, &plain))
+        let text_share = progress.text_share.insert(self.gateway.bodies.share());
+        let mut read = || {
+            let max = limits.decoded_body_bytes_max;
+            let plain = body::decoded(&whole, encoding.as_deref(), max, text_share)?;
+            // Texts are never longer than the JSON that they are read from.
+            text_share.grow(plain.len())?;
+            let read = wire::read_request(received.format, path, &plain);
+            text_share.shrink_to(read.as_ref().map_or(0, Conversation::memory_bytes));
+            Ok(read)
         };
         let read = if whole.len() > BODY_BYTES_INLINE_MAX || encoding.is_some() {
             tokio::task::block_in_place(read)
@@ -215,7 +222,7 @@ impl ConnectionApp {
                 unreadable.with_label_values(&[received.format.name()]).inc();
             }
         }
-        Ok(RequestBody::Whole(whole))
+        Ok(RequestBody::Whole(whole, share))
     }
 
     /// Sends the request to one member after another until one serves it.
@@ -224,7 +231,7 @@ impl ConnectionApp {
         session: &mut ServerSession,
         received: &Received,
         pool: &UpstreamPool,
-        body: RequestBody,
+        mut body: RequestBody,
     ) -> Result<Served, Refusal> {
         let upstream = pool.config();
         let needs_http2 = received.format == Format::Grpc;
@@ -263,7 +270,7 @@ impl ConnectionApp {
                 }
             };
             let mut side = UpstreamSide::new(connected);
-            let plan = self.plan(session, received, pool, &attempt, &side, body.clone())?;
+            let plan = self.plan(session, received, pool, &attempt, &side, &mut body)?;
             match relay::run(session, &mut side, plan).await {
                 Ended::Complete(answer) => {
                     self.gateway.upstream_attempt(&upstream.name, "ok");
@@ -285,6 +292,7 @@ impl ConnectionApp {
                 }
                 Ended::Failed(failure) => {
                     if failure.client_fault {
+                        self.gateway.upstream_attempt(&upstream.name, "client_gone");
                         let error = failure.error.etype().as_str();
                         debug!(id = received.id, error, "client gone");
                         return Ok(Served::Broken(Answer {
@@ -323,7 +331,7 @@ impl ConnectionApp {
         pool: &'a UpstreamPool,
         attempt: &crate::upstream::Attempt,
         side: &UpstreamSide,
-        body: RequestBody,
+        body: &'a mut RequestBody,
     ) -> Result<Plan<'a>, Refusal> {
         let upstream = pool.config();
         let how = Forwarding {
@@ -331,9 +339,9 @@ impl ConnectionApp {
             request_id: &received.request_id,
             host: (!upstream.preserve_host).then(|| attempt.host_header()),
             upstream_tls: upstream.tls,
-            body: match &body {
+            body: match body {
                 RequestBody::None => BodyFraming::None,
-                RequestBody::Whole(body) => BodyFraming::Whole(body.len()),
+                RequestBody::Whole(body, _) => BodyFraming::Whole(body.len()),
                 RequestBody::Streamed => BodyFraming::Streamed,
             },
             answer_is_read: !matches!(received.format, Format::Unknown | Format::Grpc),

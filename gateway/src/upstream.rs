@@ -25,8 +25,8 @@ use tracing::warn;
 
 use crate::config::{Upstream, UpstreamProtocol};
 use crate::limits::{
-    UPSTREAM_H2_STREAMS_MAX, UPSTREAM_IDLE_CONNECTIONS_MAX, UPSTREAM_IDLE_TIMEOUT,
-    UPSTREAM_PING_INTERVAL, UPSTREAM_RESOLVE_INTERVAL,
+    UPSTREAM_H2_STREAM_WINDOW, UPSTREAM_H2_STREAMS_MAX, UPSTREAM_IDLE_CONNECTIONS_MAX,
+    UPSTREAM_IDLE_TIMEOUT, UPSTREAM_PING_INTERVAL, UPSTREAM_RESOLVE_INTERVAL,
 };
 
 /// A running upstream group.
@@ -170,6 +170,11 @@ impl UpstreamPool {
         options.connection_timeout = Some(config.connect_timeout);
         options.total_connection_timeout = Some(config.connect_timeout);
         options.max_h2_streams = UPSTREAM_H2_STREAMS_MAX;
+        // Answers that clients do not take lie in the connection's window. It holds a full window
+        // of every stream, so that those never keep the others' answers from coming.
+        options.h2_stream_window_size = Some(UPSTREAM_H2_STREAM_WINDOW);
+        options.h2_connection_window_size =
+            Some(UPSTREAM_H2_STREAM_WINDOW * UPSTREAM_H2_STREAMS_MAX as u32);
         // A connection into a black hole is found out, not waited on.
         options.h2_ping_interval = Some(UPSTREAM_PING_INTERVAL);
         options.tcp_keepalive = Some(TcpKeepalive {

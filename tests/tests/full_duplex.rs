@@ -14,6 +14,12 @@ const MIB: usize = 1024 * 1024;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
+const HANDSHAKE: &[u8] = b"GET /live HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n\
+    Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+const SWITCHED: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
+    Connection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+
 fn gateway(upstream: SocketAddr) -> Gateway {
     Gateway::in_front_of(upstream).limit("write_timeout_seconds = 1.0").start()
 }
@@ -57,37 +63,55 @@ impl Framing {
     }
 }
 
-/// The write that timed out must not leave half a piece on the wire with the next one behind it:
-/// what the upstream then reads as a chunk's size would be the client's to choose.
+/// An upstream may be too busy to read for as long as it may be too busy to answer.
 #[test]
 fn an_upload_to_an_upstream_that_pauses() {
     let body = numbered(24 * MIB);
     for framing in Framing::both(&body) {
-        let (report, reports) = mpsc::sync_channel(1);
-        let upstream = RawUpstream::start_narrow(move |mut wire| {
-            if wire.head().is_none() {
-                return;
-            }
-            std::thread::sleep(WRITE_TIMEOUT * 5 / 2);
-            let taken = framing.take(&mut wire);
-            if taken.complete {
-                wire.send(OK);
-            }
-            let _ = report.send(taken);
-        });
-        let gateway = gateway(upstream.address());
-        let response = upload(gateway.plain_address(), framing, &body);
-        let taken = reports.recv_timeout(Duration::from_secs(9)).expect("the upstream's view");
+        let (taken, response) = upload_to_a_pause(framing, &body, 600);
+        assert_eq!(taken.malformed, None, "{framing:?} after {} bytes", taken.body.len());
+        assert!(taken.body == body, "{framing:?}: other bytes than were sent");
+        assert_eq!(response.status, 200, "{framing:?}: {}", response.text());
+    }
+}
+
+/// The write that timed out must not leave half a piece on the wire with the next one behind it:
+/// what the upstream then reads as a chunk's size would be the client's to choose.
+#[test]
+fn an_upload_to_an_upstream_that_pauses_for_too_long() {
+    let body = numbered(24 * MIB);
+    for framing in Framing::both(&body) {
+        let (taken, response) = upload_to_a_pause(framing, &body, 1);
         assert_eq!(taken.malformed, None, "{framing:?} after {} bytes", taken.body.len());
         assert!(body.starts_with(&taken.body), "{framing:?}: other bytes than were sent");
-        match response.status {
-            200 => {
-                assert_eq!(taken.body.len(), body.len(), "{framing:?}: a part was taken for all");
-            }
-            status => assert!(matches!(status, 0 | 504), "{framing:?}: {response:?}"),
-        }
-        nothing_is_left(&gateway);
+        assert!(!taken.complete, "{framing:?}");
+        assert!(matches!(response.status, 0 | 504), "{framing:?}: {response:?}");
     }
+}
+
+/// Uploads to an upstream that reads nothing for 2.5 s.
+fn upload_to_a_pause(framing: Framing, body: &[u8], first_byte_seconds: u32) -> (Taken, Response) {
+    let (report, reports) = mpsc::sync_channel(1);
+    let upstream = RawUpstream::start_narrow(move |mut wire| {
+        if wire.head().is_none() {
+            return;
+        }
+        std::thread::sleep(WRITE_TIMEOUT * 5 / 2);
+        let taken = framing.take(&mut wire);
+        if taken.complete {
+            wire.send(OK);
+        }
+        let _ = report.send(taken);
+    });
+    let settings = format!("first_byte_timeout_seconds = {first_byte_seconds}");
+    let gateway = Gateway::builder()
+        .upstream("main", &[upstream.address()], &settings)
+        .limit("write_timeout_seconds = 1.0")
+        .start();
+    let response = upload(gateway.plain_address(), framing, body);
+    let taken = reports.recv_timeout(Duration::from_secs(9)).expect("the upstream's view");
+    nothing_is_left(&gateway);
+    (taken, response)
 }
 
 /// The whole takes longer than the timeout; no single wait does.
@@ -256,10 +280,7 @@ fn a_websocket_with_both_sides_sending() {
         if wire.head().is_none() {
             return;
         }
-        wire.send(
-            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
-              Connection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
-        );
+        wire.send(SWITCHED);
         // It reads nothing until all of its own has left.
         wire.send(&sent_down);
         let _ = report.send(wire.body(length));
@@ -267,10 +288,7 @@ fn a_websocket_with_both_sides_sending() {
     let gateway = gateway(upstream.address());
     let mut stream = harness::upstream::connect_narrow(gateway.plain_address());
     stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a valid timeout");
-    let handshake = b"GET /live HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n\
-        Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-    stream.write_all(handshake).expect("an open connection");
+    stream.write_all(HANDSHAKE).expect("an open connection");
     assert_eq!(head_of(&mut stream), 101);
     let received = std::thread::scope(|scope| {
         let mut sink = stream.try_clone().expect("a socket");
@@ -286,6 +304,84 @@ fn a_websocket_with_both_sides_sending() {
     assert!(received.complete, "{} bytes reached the upstream", received.body.len());
     let expected: Vec<u8> = numbered(8 * MIB).into_iter().rev().collect();
     assert!(received.body == expected, "other bytes than the client sent");
+}
+
+/// What a client sent before it closed still reaches an upstream that reads later. Of these sizes
+/// some fill the kernel's buffers (4 MiB where nobody set them) and leave a little in ours.
+#[test]
+fn a_websocket_that_is_closed_behind_its_last_message() {
+    let (report, reports) = mpsc::sync_channel(16);
+    let upstream = RawUpstream::start(move |mut wire| {
+        if wire.head().is_none() {
+            return;
+        }
+        wire.send(SWITCHED);
+        std::thread::sleep(WRITE_TIMEOUT / 2);
+        let _ = report.send(wire.body(usize::MAX).body);
+    });
+    let gateway = gateway(upstream.address());
+    let lengths: Vec<usize> = (0..16).map(|n| 4_000_000 + n * 20_000).collect();
+    let clients = lengths.iter().map(|length| {
+        let up = numbered(*length);
+        let mut stream = http1::connect(gateway.plain_address());
+        std::thread::spawn(move || {
+            stream.write_all(HANDSHAKE).expect("an open connection");
+            assert_eq!(head_of(&mut stream), 101);
+            stream.write_all(&up).expect("an open connection");
+            stream.shutdown(Shutdown::Write).expect("an open connection");
+            stream
+        })
+    });
+    let clients: Vec<_> = clients.collect();
+    let mut taken: Vec<usize> = Vec::new();
+    for _ in &lengths {
+        let body = reports.recv_timeout(Duration::from_secs(9)).expect("the upstream's view");
+        assert!(body == numbered(body.len()), "other bytes than the client sent");
+        taken.push(body.len());
+    }
+    taken.sort_unstable();
+    assert_eq!(taken, lengths);
+    for client in clients {
+        client.join().expect("a client that sent all");
+    }
+    nothing_is_left(&gateway);
+}
+
+/// Answers that one client does not take keep no other's from coming, though they share a
+/// connection to the upstream.
+#[test]
+fn an_http2_client_that_takes_nothing() {
+    let provider = Provider::start();
+    let gateway =
+        Gateway::builder().upstream("main", &[provider.address()], "protocol = \"h2\"").start();
+    let large = |path: &str| {
+        let mut fields = http2::get(path);
+        fields.push(("x-provider".to_owned(), "size=300000".to_owned()));
+        fields
+    };
+    let tls = gateway.authority().tls_client(&["h2"]);
+    let stream = http1::connect_tls(gateway.tls_address(), &tls);
+    // SETTINGS_INITIAL_WINDOW_SIZE
+    let mut stuck = http2::Connection::open(stream, &[(4, 0)]);
+    let ids: Vec<u32> = (0..60).map(|n| 1 + 2 * n).collect();
+    let requests: Vec<u8> =
+        ids.iter().flat_map(|id| http2::request(*id, &large("/stuck"))).collect();
+    stuck.send(&requests);
+    harness::wait_for("all requests", Duration::from_secs(5), || {
+        (provider.received().len() == ids.len()).then_some(())
+    });
+    // Time for what the upstream may send ahead.
+    std::thread::sleep(Duration::from_millis(300));
+    let started = Instant::now();
+    let request = b"GET /free HTTP/1.1\r\nHost: a\r\nx-provider: size=300000\r\n\r\n";
+    let mut free = http1::connect(gateway.plain_address());
+    free.set_read_timeout(Some(Duration::from_secs(5))).expect("a valid timeout");
+    free.write_all(request).expect("an open connection");
+    let answer = http1::read_response(&mut free);
+    assert_eq!((answer.status, answer.body.len()), (200, 300_000), "{:?}", started.elapsed());
+    // They were held up, not lost.
+    assert!(ids.iter().all(|id| stuck.answer(*id).body.is_empty()));
+    assert_eq!(gateway.metric("stillgate_exchanges_in_flight"), 60.0);
 }
 
 fn upload(gateway: SocketAddr, framing: Framing, body: &[u8]) -> Response {

@@ -637,10 +637,14 @@ fn read_limits(root: &mut Section<'_, '_>) -> Option<Limits> {
             ),
         );
     }
-    if limits.bodies_bytes_max < limits.body_bytes_max {
+    let largest = limits.body_bytes_max + 2 * limits.decoded_body_bytes_max;
+    if limits.bodies_bytes_max < largest {
         table.error(
             "bodies_bytes_max",
-            "is below body_bytes_max: the largest body would be refused",
+            format!(
+                "is below body_bytes_max + 2 x decoded_body_bytes_max ({largest}): the largest \
+                 body, what it decodes to and its texts would not fit"
+            ),
         );
     }
     if limits.body_idle_timeout > limits.body_timeout {

@@ -98,7 +98,8 @@ impl Recorder {
     /// Hands an exchange to the writer, or counts it as shed. Never blocks.
     pub(super) fn record(&self, exchange: Arc<Exchange>, conversation: Conversation) {
         let conversation = self.text.then_some(conversation);
-        let bytes = exchange.weight_bytes() + conversation.as_ref().map_or(0, text_bytes);
+        let bytes =
+            exchange.weight_bytes() + conversation.as_ref().map_or(0, Conversation::memory_bytes);
         let queued = self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
         let entry = Entry { exchange, conversation, bytes };
         let accepted = queued.saturating_add(bytes) <= RECORD_QUEUE_BYTES_MAX
@@ -770,11 +771,4 @@ fn tools(kept: &ConversationFeatures, declare: impl Fn(&str) -> Value) -> Option
 
 fn open_schema() -> Value {
     json!({ "type": "object" })
-}
-
-/// Bytes of the texts that travel to the writer.
-fn text_bytes(conversation: &Conversation) -> usize {
-    let turns = conversation.turns.iter();
-    conversation.system.as_str().len()
-        + turns.map(|turn| turn.text.as_str().len() + size_of_val(turn)).sum::<usize>()
 }

@@ -13,6 +13,7 @@ use pingora_core::protocols::http::ServerSession;
 use pingora_error::{Error, ErrorType};
 use pingora_http::{RequestHeader, ResponseHeader};
 
+use super::body::BodyShare;
 use super::head::{REQUEST_ID, strip_hop_by_hop_response};
 use super::upstream_side::{Event, UpstreamSide};
 use crate::capture::client_io::WriteMode;
@@ -26,12 +27,12 @@ use crate::wire::AnswerReader;
 const UPGRADED_IDLE_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
 /// Where the request body comes from.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum RequestBody {
     /// There is none.
     None,
-    /// It was read for inspection.
-    Whole(Bytes),
+    /// It was read for inspection, and is held until no attempt can need it any more.
+    Whole(Bytes, BodyShare),
     /// It is passed on as it comes in.
     Streamed,
 }
@@ -40,8 +41,8 @@ pub enum RequestBody {
 pub struct Plan<'a> {
     /// Request head for this upstream; taken when it is sent.
     pub head: Option<Box<RequestHeader>>,
-    /// The request's body.
-    pub body: RequestBody,
+    /// The request's body; given up once the answer has begun.
+    pub body: &'a mut RequestBody,
     /// Upstream settings.
     pub upstream: &'a Upstream,
     /// Bounds.
@@ -106,6 +107,7 @@ pub async fn run(
         status: 0,
         body_consumed: false,
         upgraded: false,
+        client_ended: false,
         grpc_error: None,
     };
     let ended = relay.run(session, upstream, plan).await;
@@ -132,13 +134,15 @@ struct Relay {
     /// Answer bytes so far.
     received_total: u64,
     /// Since when one side has taken nothing of what waits for it, and how much it had taken then.
-    stalled_since: Option<(Instant, u64)>,
+    stalled_since: Option<(Instant, (u64, usize, u64))>,
     started: Instant,
     request_sent: Option<Instant>,
     first_byte: Option<Duration>,
     status: u16,
     body_consumed: bool,
     upgraded: bool,
+    /// Upgraded connections: the client sends nothing more.
+    client_ended: bool,
     /// gRPC: the call's status, where it is not OK.
     grpc_error: Option<String>,
 }
@@ -204,6 +208,15 @@ impl Relay {
                 // The body's end came without a piece to go with.
                 upstream.send_body(Bytes::new(), true);
             }
+            if self.reader.is_some() && upstream.holds_nothing() {
+                // Nobody sends it again: answers are long, and so may be prompts.
+                if let RequestBody::Whole(..) = plan.body {
+                    *plan.body = RequestBody::None;
+                }
+            }
+            if self.client_ended && upstream.unsent().0 == 0 {
+                return Ok(());
+            }
             let woken = self.wait(session, upstream, plan).await?;
             let step = match woken {
                 Woken::Upstream(Ok(None)) => Step::Continue,
@@ -231,23 +244,24 @@ impl Relay {
         plan: &Plan<'_>,
     ) -> Result<Woken, Fault> {
         let client_sent_all = self.client_sent_all(session, plan);
+        // Reading then only watches for the client going away.
+        let watch_only = client_sent_all || (session.is_http2() && !upstream.takes_more());
         let wants_client = if self.upgraded {
-            !upstream.is_backed_up()
-        } else if client_sent_all {
-            // Reading then only watches for the client going away. Once an HTTP/2 answer has
-            // begun, its sink tells that.
+            !self.client_ended && !upstream.is_backed_up()
+        } else if watch_only {
+            // Once an HTTP/2 answer has begun, its sink tells that.
             self.h2_client.is_none()
         } else {
             upstream.takes_more()
         };
         let blocked = !self.undelivered.is_empty();
         let stall = self.stall_deadline(upstream, plan)?;
-        let watches_sink = blocked || (client_sent_all && self.h2_client.is_some());
+        let watches_sink = self.h2_client.is_some();
         let Self { gathered, h2_client, .. } = self;
         Ok(tokio::select! {
             event = upstream.drive(gathered, !blocked) => Woken::Upstream(event),
             room = client_room(h2_client, blocked), if watches_sink => Woken::Room(room),
-            read = session.read_body_or_idle(client_sent_all), if wants_client => {
+            read = session.read_body_or_idle(watch_only), if wants_client => {
                 Woken::Client(read)
             }
             () = sleep_until(stall), if stall.is_some() => Woken::Stalled,
@@ -272,9 +286,7 @@ impl Relay {
         }
         // Each number changes when its side takes something, or when the upstream gives something:
         // one that answers is not dead, and while the client is in the way it is not read.
-        let mark = moved_total
-            .wrapping_add(self.undelivered.len() as u64)
-            .wrapping_add(self.received_total);
+        let mark = (moved_total, self.undelivered.len(), self.received_total);
         let since = match self.stalled_since {
             Some((since, before)) if before == mark => since,
             _ => {
@@ -283,7 +295,17 @@ impl Relay {
                 now
             }
         };
-        let deadline = since + plan.limits.write_timeout;
+        // An upstream may be too busy to read for as long as it may be too busy to answer.
+        let patience = if !self.undelivered.is_empty() || self.client_ended {
+            plan.limits.write_timeout
+        } else if self.upgraded {
+            UPGRADED_IDLE_TIMEOUT
+        } else if self.reader.is_some() {
+            plan.upstream.idle_timeout
+        } else {
+            plan.upstream.first_byte_timeout
+        };
+        let deadline = since + patience;
         if deadline > Instant::now() {
             return Ok(Some(deadline));
         }
@@ -297,7 +319,7 @@ impl Relay {
         plan: &mut Plan<'_>,
     ) -> Result<(), Fault> {
         if let Some(head) = plan.head.take() {
-            upstream.send_head(head, &plan.body).await.map_err(Fault::Upstream)?;
+            upstream.send_head(head, plan.body).await.map_err(Fault::Upstream)?;
         }
         self.request_sent = Some(Instant::now());
         Ok(())
@@ -318,7 +340,10 @@ impl Relay {
                     upstream.send_upgraded(piece).await.map_err(Fault::Upstream)?;
                     Ok(Step::Continue)
                 }
-                None => Ok(Step::Done),
+                None => {
+                    self.client_ended = true;
+                    Ok(Step::Continue)
+                }
             };
         }
         if !matches!(plan.body, RequestBody::Streamed) {

@@ -54,10 +54,12 @@ impl Outlet {
         self.unsent() < UPSTREAM_UNSENT_BYTES_MAX
     }
 
-    /// Bytes that the socket has not taken yet.
+    /// Bytes that the socket has not taken yet; not zero before it is flushed, as the layers below
+    /// have buffers of their own.
     #[must_use]
     pub fn unsent(&self) -> usize {
-        self.inner.lock().buffer.len()
+        let inner = self.inner.lock();
+        inner.buffer.len() + usize::from(inner.unflushed)
     }
 
     /// Bytes that the socket has ever taken: it stalls where this does not grow.
@@ -88,7 +90,10 @@ impl Outlet {
             let before = self.moved_total();
             self.drain(cx);
             let inner = self.inner.lock();
-            if inner.moved_total != before || inner.failed || inner.buffer.is_empty() {
+            if inner.moved_total != before
+                || inner.failed
+                || (inner.buffer.is_empty() && !inner.unflushed)
+            {
                 Poll::Ready(())
             } else {
                 Poll::Pending
@@ -103,14 +108,14 @@ impl Outlet {
         if inner.buffer.is_empty() && !inner.unflushed {
             return;
         }
-        let before = inner.moved_total;
+        let before = (inner.moved_total, inner.unflushed);
         if let Poll::Ready(Err(error)) = inner.poll_drain(cx) {
             tracing::debug!(%error, "upstream takes no more of the request");
             inner.buffer = BytesMut::new();
             inner.unflushed = false;
             inner.failed = true;
         }
-        if inner.moved_total != before || inner.failed {
+        if (inner.moved_total, inner.unflushed) != before || inner.failed {
             self.moved.notify_one();
         }
     }

@@ -98,7 +98,7 @@ impl UpstreamSide {
     pub async fn send_head(&mut self, head: Box<RequestHeader>, body: &RequestBody) -> Result<()> {
         let end = matches!(body, RequestBody::None);
         let whole = match body {
-            RequestBody::Whole(body) => Some(body.clone()),
+            RequestBody::Whole(body, _) => Some(body.clone()),
             RequestBody::None | RequestBody::Streamed => None,
         };
         match &mut self.session {
@@ -161,6 +161,12 @@ impl UpstreamSide {
     #[must_use]
     pub fn is_backed_up(&self) -> bool {
         !self.outgoing.is_empty() || self.outlet.as_ref().is_some_and(|outlet| !outlet.has_room())
+    }
+
+    /// Whether no piece of the request waits here to be handed on.
+    #[must_use]
+    pub fn holds_nothing(&self) -> bool {
+        self.outgoing.is_empty()
     }
 
     /// Request bytes that have not left, and how many ever did: it stalls where the second number

@@ -127,13 +127,6 @@ impl AnswerReader {
         self.tally.unread
     }
 
-    /// Whether the answer is a JSON array of events (Gemini without `alt=sse`). An error event
-    /// cannot be inserted in such a stream.
-    #[must_use]
-    pub fn is_json_array(&self) -> bool {
-        matches!(self.body, Body::Array(_))
-    }
-
     /// Ends the answer. `complete` says whether the transport delivered it to its end; a stream
     /// must also have reached the end that its format marks. Durations are left to the caller.
     ///
