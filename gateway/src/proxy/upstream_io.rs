@@ -54,12 +54,10 @@ impl Outlet {
         self.unsent() < UPSTREAM_UNSENT_BYTES_MAX
     }
 
-    /// Bytes that the socket has not taken yet; not zero before it is flushed, as the layers below
-    /// have buffers of their own.
+    /// Bytes that the socket has not taken yet.
     #[must_use]
     pub fn unsent(&self) -> usize {
-        let inner = self.inner.lock();
-        inner.buffer.len() + usize::from(inner.unflushed)
+        self.inner.lock().buffer.len()
     }
 
     /// Bytes that the socket has ever taken: it stalls where this does not grow.
@@ -90,10 +88,7 @@ impl Outlet {
             let before = self.moved_total();
             self.drain(cx);
             let inner = self.inner.lock();
-            if inner.moved_total != before
-                || inner.failed
-                || (inner.buffer.is_empty() && !inner.unflushed)
-            {
+            if inner.moved_total != before || inner.failed || inner.buffer.is_empty() {
                 Poll::Ready(())
             } else {
                 Poll::Pending
@@ -108,14 +103,14 @@ impl Outlet {
         if inner.buffer.is_empty() && !inner.unflushed {
             return;
         }
-        let before = (inner.moved_total, inner.unflushed);
+        let before = inner.moved_total;
         if let Poll::Ready(Err(error)) = inner.poll_drain(cx) {
             tracing::debug!(%error, "upstream takes no more of the request");
             inner.buffer = BytesMut::new();
             inner.unflushed = false;
             inner.failed = true;
         }
-        if (inner.moved_total, inner.unflushed) != before || inner.failed {
+        if inner.moved_total != before || inner.failed {
             self.moved.notify_one();
         }
     }
