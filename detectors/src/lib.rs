@@ -9,11 +9,17 @@
 //! findings grow on it.
 
 mod conversation;
+mod event;
+mod network;
 mod observation;
 
 pub use conversation::{
     Answer, Conversation, Finish, Format, Role, Sampling, Text, TextFeatures, ToolCall, Turn, Usage,
 };
+pub use event::{
+    DnsLookup, DnsTransport, Enforcement, EnforcementAction, Event, ModelRelease, Profile,
+};
+pub use network::{Network, NetworkKind};
 pub use observation::{
     AccountId, HeaderField, Http2Capture, HttpCapture, HttpVersion, Observation, OrganisationId,
     Priority, TlsCapture,

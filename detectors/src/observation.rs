@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::conversation::{Answer, Conversation, Format};
+use crate::network::Network;
 
 /// Who a credential belongs to: a pseudonym (keyed HMAC of the credential), never the credential.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -166,6 +167,8 @@ pub struct Observation {
     pub organisation: Option<OrganisationId>,
     /// Address of the client (of the PROXY header's source behind a trusted load balancer).
     pub ip: IpAddr,
+    /// The network of that address.
+    pub network: Network,
     /// Name of the route that the request took; empty when none matched.
     pub route: Arc<str>,
     /// TLS fingerprint; `None` on plain-text listeners.

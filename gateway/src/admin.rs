@@ -309,6 +309,7 @@ mod tests {
             account: None,
             organisation: None,
             ip: "192.0.2.1".parse().unwrap(),
+            network: detectors::Network::default(),
             route: "main".into(),
             tls: None,
             http: HttpCapture {

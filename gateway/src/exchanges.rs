@@ -534,6 +534,7 @@ mod tests {
             account: Some(AccountId::new("acct-00112233aabb")),
             organisation: Some(OrganisationId::new("org-0123456789")),
             ip: "203.0.113.9".parse().unwrap(),
+            network: detectors::Network::default(),
             route: "main".into(),
             tls: Some(Arc::new(TlsCapture {
                 version: "1.3".to_owned(),

@@ -601,6 +601,7 @@ impl ConnectionApp {
             account: progress.account,
             organisation: progress.organisation,
             ip: self.connection.client_ip(),
+            network: detectors::Network::default(),
             route: received.route,
             tls: received.tls,
             http: received.http,

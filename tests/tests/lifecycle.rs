@@ -131,7 +131,8 @@ fn hot_upgrade() {
         (load.done() > before + 20).then_some(())
     });
     let (done, failed) = load.stop();
-    assert!(failed.is_empty(), "{} of {done} requests failed: {failed:?}", failed.len());
+    let log = old.stderr();
+    assert!(failed.is_empty(), "{} of {done} requests failed: {failed:?}\n{log}", failed.len());
     assert!(done > 50, "only {done} requests were made");
     let tls = gateway.authority().tls_client(&["http/1.1"]);
     assert_eq!(http1::tls(gateway.tls_address(), &tls, &get("/after", false)).status, 200);
