@@ -221,6 +221,9 @@ pub const UPSTREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Silence after which an upstream connection is probed (HTTP/2 PING, TCP keep-alive).
 pub const UPSTREAM_PING_INTERVAL: Duration = Duration::from_secs(30);
 
+/// How long a connection without a request is kept once the process is to end.
+pub const LAST_REQUEST_GRACE: Duration = Duration::from_millis(500);
+
 /// Idle HTTP/1.1 connections kept to one upstream.
 pub const UPSTREAM_IDLE_CONNECTIONS_MAX: usize = 1024;
 

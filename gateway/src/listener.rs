@@ -27,7 +27,7 @@ use crate::capture::tee::{Hellos, Tee};
 use crate::config::Listener;
 use crate::connection::{Connection, Requests};
 use crate::gateway::Gateway;
-use crate::limits::PROXY_HEADER_BYTES_MAX;
+use crate::limits::{LAST_REQUEST_GRACE, PROXY_HEADER_BYTES_MAX};
 use crate::proxy::ConnectionApp;
 
 /// Room for one read before HTTP begins.
@@ -143,7 +143,7 @@ impl ListenerApp {
                     // A connection that was opened ahead of its first request ends with us.
                     let first = tokio::select! {
                         first = read_first(&mut io) => first?,
-                        _ = shutdown.wait_for(|down| *down) => return Err(NotEstablished::Closed),
+                        () = ended(&mut shutdown) => return Err(NotEstablished::Closed),
                     };
                     ahead = first;
                 }
@@ -242,6 +242,14 @@ impl ServerApp for ListenerApp {
         let app = Arc::new(ConnectionApp::new(self.gateway.clone(), connection));
         ServerApp::process_new(&app, io, shutdown).await
     }
+}
+
+/// Waits until the process ends and whatever was under way to it by then has come in: a connection
+/// that is accepted in that moment has its request right behind it.
+pub async fn ended(shutdown: &mut ShutdownWatch) {
+    // An error means that the sender is gone, which is an end as well.
+    let _ = shutdown.wait_for(|down| *down).await;
+    tokio::time::sleep(LAST_REQUEST_GRACE).await;
 }
 
 fn peer_address(io: &Stream) -> Option<SocketAddr> {

@@ -421,7 +421,6 @@ impl ConnectionApp {
         session.set_pipelining_enabled(true);
         let Requests::Http1(http1) = &self.connection.requests else { return Ok(()) };
         let mut shutdown = shutdown.clone();
-        let already_draining = *shutdown.borrow();
         let read = {
             // One future through both waits: dropped half-way, it would lose what it has read.
             let mut read = std::pin::pin!(session.read_request());
@@ -429,8 +428,7 @@ impl ConnectionApp {
                 read = &mut read => Err(read),
                 () = http1.head_begun() => Ok(()),
                 () = tokio::time::sleep(limits.idle_timeout) => return Err(None),
-                // Between requests a connection may be closed at once.
-                _ = shutdown.changed(), if !already_draining => return Err(None),
+                () = crate::listener::ended(&mut shutdown) => return Err(None),
             };
             match begun {
                 Err(read) => Ok(read),

@@ -50,6 +50,8 @@ type Health = Box<dyn HealthCheck + Send + Sync>;
 
 /// Connections that health checks keep.
 const HEALTH_CONNECTIONS_MAX: usize = 16;
+/// Longest wait for names before the start.
+const FIRST_RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for a health check's answer.
 const HEALTH_READ_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -84,6 +86,7 @@ impl UpstreamPool {
             members.health_check_frequency = config.health.as_ref().map(|health| health.interval);
             members.parallel_health_check = true;
         }
+        resolve_first(&members);
         let service = pingora_core::services::background::background_service(
             &format!("upstream {}", config.name),
             members,
@@ -250,6 +253,22 @@ impl ServiceDiscovery for Resolver {
             }
             _ => Ok((backends, HashMap::new())),
         }
+    }
+}
+
+/// Resolves the members once before anything is served: a process that takes over open sockets is
+/// asked at once, and must not answer that there is no upstream while the service is starting.
+fn resolve_first(members: &LoadBalancer<RoundRobin>) {
+    let resolve = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let update = async { tokio::time::timeout(FIRST_RESOLVE_TIMEOUT, members.update()).await };
+        Ok::<_, std::io::Error>(runtime.block_on(update))
+    };
+    // A thread of its own, as the caller may be inside a runtime.
+    let resolved = std::thread::scope(|scope| scope.spawn(resolve).join());
+    // What fails is said where it fails, and tried again by the service.
+    if let Ok(Err(error)) = resolved {
+        warn!(%error, "upstream addresses are resolved late");
     }
 }
 
