@@ -24,3 +24,18 @@ pub use observation::{
     AccountId, HeaderField, Http2Capture, HttpCapture, HttpVersion, Observation, OrganisationId,
     Priority, TlsCapture,
 };
+
+pub mod account;
+pub mod detect;
+pub mod detector;
+pub mod engine;
+pub mod finding;
+pub mod fusion;
+pub mod keyed;
+pub mod list;
+pub mod pivot;
+pub mod policy;
+pub mod seen;
+pub mod sketch;
+pub mod tier;
+pub mod ties;

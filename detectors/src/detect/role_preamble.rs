@@ -1,0 +1,64 @@
+//! `RolePreamble` (T-DIST-011): system prompts made for extraction, and the same rare ones at
+//! different customers.
+//!
+//! Sees the compound of "never refuse" and "always complete", and collisions of keyed hashes of
+//! system prompts. A public agent's prompt is shared by thousands and ties nobody; two customers
+//! that have *several* rare prompts in common are another matter.
+//!
+//! Source: threat model T-DIST-011.
+
+use serde::{Deserialize, Serialize};
+
+use crate::detector::{Context, Detector, Pace};
+use crate::finding::{Finding, ramp};
+use crate::merge_fields;
+use crate::pivot::Family;
+use crate::seen::{Seen, phrase};
+use crate::ties::Kind;
+
+/// The detector.
+#[derive(Debug)]
+pub struct RolePreamble;
+
+/// Preambles so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// Prompts under a preamble that forbids refusing and demands completeness.
+    compound: u32,
+}
+
+merge_fields!(Memory { compound });
+
+impl Detector for RolePreamble {
+    type Memory = Memory;
+
+    const NAME: &'static str = "role_preamble";
+    const TECHNIQUES: &'static [&'static str] = &["T-DIST-011", "T-DIST-001", "T-DIST-007"];
+    const PACE: Pace = Pace::Inline;
+    const FAMILIES: &'static [Family] = &[Family::System];
+
+    fn note(memory: &mut Memory, seen: &Seen) {
+        let text = &seen.text;
+        let has = |family: usize| text.system_phrases[family].max(text.phrases[family]) > 0.5;
+        let compound = has(phrase::NEVER_REFUSE) && has(phrase::ALWAYS_COMPLETE);
+        memory.compound += u32::from(compound);
+    }
+
+    fn judge(memory: &Memory, context: &Context<'_>) -> Finding {
+        let prompts = f64::from(context.account.prompted.max(1));
+        let compound = ramp(f64::from(memory.compound) / prompts, 0.0, 0.5);
+        let shared = context.ties.of(Kind::Preambles);
+        let collision = 1.0 - (1.0 + shared).powf(-1.2);
+        let alone = compound * context.seen(3.0) * context.ties.confidence(0.5);
+        Finding::new(Self::NAME, 1.0 - (1.0 - alone) * (1.0 - collision), 1.0).because(
+            context.explain,
+            || {
+                format!(
+                    "{} prompts under a preamble that forbids refusing and demands completeness; \
+                     several rare system prompts in common with {shared:.1} tied customers",
+                    memory.compound
+                )
+            },
+        )
+    }
+}

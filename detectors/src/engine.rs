@@ -1,0 +1,428 @@
+//! The engine: takes in events, remembers within bounds, judges accounts.
+//!
+//! An account is judged at its first exchanges, then ever more rarely as they add up, and at once
+//! where a judgement of somebody else ties it to new company. So a fresh account inherits what its
+//! ties say from its first exchange on, and an old one costs next to nothing.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::account::{self, Known};
+use crate::detector::Context;
+use crate::event::{DnsLookup, EnforcementAction, Event, Profile};
+use crate::fusion::{self, Contribution};
+use crate::keyed::{self, Key};
+use crate::list::{LIST, Memories};
+use crate::observation::{AccountId, Observation};
+use crate::pivot::{Family, Generations, Pivots};
+use crate::policy::Policy;
+use crate::seen::Seen;
+use crate::sketch::{Mark, Merge};
+use crate::tier::{Held, Tier};
+use crate::ties::{self, Edge, Kind, Muted, Neighbour, Ties};
+
+/// Releases that are remembered.
+const RELEASES_MAX: usize = 64;
+/// A lookup speaks for exchanges from its address so many seconds after.
+const LOOKUP_S: u32 = 86_400;
+/// Ties at least this likely hand on a cluster, and have the other side judged again.
+const FIRM: f64 = 0.5;
+/// Tied customers from which on an account is in a cluster.
+const CLUSTER_MASS_MIN: f64 = 0.8;
+
+/// Everything that is held of an account.
+#[derive(Clone, Debug)]
+pub struct Account {
+    /// Its pseudonym.
+    pub id: AccountId,
+    /// What is remembered.
+    pub memory: account::Memory,
+    /// What the detectors remember.
+    pub memories: Memories,
+    /// Tier and suspicion.
+    pub held: Held,
+    /// The highest suspicion and tier reached.
+    pub peak: (f64, Tier),
+    /// When each tier was first reached: unix milliseconds and the account's exchange, from 1.
+    pub first: [Option<(u64, u32)>; 5],
+    /// The cluster that its ties put it into.
+    pub cluster: Option<u64>,
+    /// Exchanges at the last judgement.
+    judged_at: u32,
+    /// Somebody else's judgement tied it to new company.
+    stale: bool,
+}
+
+/// A judgement.
+#[derive(Clone, Debug, Serialize)]
+pub struct Decision {
+    /// Whose.
+    pub account: AccountId,
+    /// When, unix milliseconds.
+    pub at_ms: u64,
+    /// The account's exchange, from 1.
+    pub request: u32,
+    /// Tier now.
+    pub tier: Tier,
+    /// Tier before.
+    pub before: Tier,
+    /// Suspicion, 0..1.
+    pub suspicion: f64,
+    /// Every detector's part.
+    pub contributions: Vec<Contribution>,
+}
+
+/// A tie as a person reads it.
+#[derive(Clone, Debug, Serialize)]
+pub struct TieReport {
+    /// The other account.
+    pub account: AccountId,
+    /// Its tier.
+    pub tier: Tier,
+    /// How likely one hand is behind both, 0..1.
+    pub weight: f64,
+    /// The kinds of evidence, each with its nats.
+    pub evidence: Vec<(&'static str, f64)>,
+}
+
+/// The engine.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    policy: Arc<Policy>,
+    key: Key,
+    muted: Muted,
+    accounts: Generations<Box<Account>>,
+    pivots: Pivots,
+    resolvers: Generations<Mark>,
+    releases: Vec<(u64, u64)>,
+}
+
+impl Engine {
+    /// An engine without memories. Hashes are made under `key`.
+    #[must_use]
+    pub fn new(policy: Arc<Policy>, key: Key) -> Self {
+        let mut muted: Muted = [false; Family::ALL.len()];
+        for entry in LIST.iter().filter(|entry| !policy.enabled(entry.name)) {
+            for family in entry.families {
+                muted[*family as usize] = true;
+            }
+        }
+        Self {
+            key,
+            muted,
+            accounts: Generations::new(policy.memory.accounts_max),
+            pivots: Pivots::new(policy.memory.pivots_max),
+            resolvers: Generations::new(policy.memory.accounts_max),
+            releases: Vec::new(),
+            policy,
+        }
+    }
+
+    /// Takes in an event. An exchange of a known account that is due gives a judgement.
+    pub fn observe(&mut self, event: &Event) -> Option<Decision> {
+        match event {
+            Event::Exchange(observation) => return self.exchange(observation),
+            Event::Profile(profile) => self.profile(profile),
+            Event::Dns(lookup) => self.lookup(lookup),
+            Event::ModelRelease(release) => {
+                let model = keyed::hash(&self.key, release.model.as_bytes());
+                self.releases.push((release.at_ms, model));
+                if self.releases.len() > RELEASES_MAX {
+                    self.releases.remove(0);
+                }
+            }
+            Event::Enforcement(enforcement) => {
+                let key = self.account_key(&enforcement.account);
+                if enforcement.action == EnforcementAction::Suspend
+                    && let Some(account) = self.accounts.get_mut(key)
+                {
+                    account.memory.suspended.add(enforcement.at_ms);
+                }
+            }
+        }
+        None
+    }
+
+    /// Judges an account now, whether it is due or not; with evidence for a person to read.
+    pub fn judge_now(&mut self, id: &AccountId, now_ms: u64) -> Option<Decision> {
+        let key = self.account_key(id);
+        self.judge(key, now_ms, true)
+    }
+
+    /// The ties of an account, the strongest first, for a person to read.
+    #[must_use]
+    pub fn explain_ties(&self, id: &AccountId) -> Vec<TieReport> {
+        let key = self.account_key(id);
+        let Some(account) = self.accounts.get(key) else { return Vec::new() };
+        let report = |edge: &Edge| {
+            let other = self.accounts.get(edge.account)?;
+            let evidence = Kind::ALL.iter().zip(edge.kinds).filter(|(_, nats)| *nats > 0.0);
+            Some(TieReport {
+                account: other.id.clone(),
+                tier: other.held.tier,
+                weight: edge.weight,
+                evidence: evidence.map(|(kind, nats)| (kind.name(), f64::from(nats))).collect(),
+            })
+        };
+        self.ties(key, account).edges.iter().filter_map(report).collect()
+    }
+
+    /// Every account held, in the order of their pseudonyms.
+    #[must_use]
+    pub fn accounts(&self) -> Vec<&Account> {
+        let mut accounts: Vec<&Account> = self.accounts.iter().map(|(_, held)| &**held).collect();
+        accounts.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        accounts
+    }
+
+    /// The account, where it is held.
+    #[must_use]
+    pub fn account(&self, id: &AccountId) -> Option<&Account> {
+        self.accounts.get(self.account_key(id)).map(|held| &**held)
+    }
+
+    /// Accounts and shared values that were let go to keep the bounds.
+    #[must_use]
+    pub fn evicted(&self) -> (u64, u64) {
+        (self.accounts.evicted(), self.pivots.evicted())
+    }
+
+    /// Bytes held: accounts, shared values.
+    #[must_use]
+    pub fn memory_bytes(&self) -> (usize, usize) {
+        let of = |account: &Account| size_of::<Account>() + 48 + account.memory.heap_bytes();
+        let accounts = self.accounts.iter().map(|(_, account)| of(account)).sum::<usize>();
+        (accounts + self.accounts.table_bytes(), self.pivots.memory_bytes())
+    }
+
+    /// Takes in what another engine has seen under the same key. Tiers follow with the next
+    /// judgements, see [`Self::judge_all`].
+    pub fn merge(&mut self, other: &Self) {
+        self.pivots.merge(&other.pivots);
+        let mut accounts: Vec<_> = other.accounts.iter().collect();
+        accounts.sort_unstable_by_key(|(key, _)| *key);
+        for (key, theirs) in accounts {
+            let mut fresh = false;
+            let mine = self.accounts.touch(key, || {
+                fresh = true;
+                theirs.clone()
+            });
+            if !fresh {
+                mine.memory.merge(&theirs.memory);
+                mine.memories.merge(&theirs.memories);
+                if theirs.held.at_ms > mine.held.at_ms {
+                    mine.held = theirs.held;
+                }
+            }
+        }
+        for (at_ms, model) in &other.releases {
+            if !self.releases.contains(&(*at_ms, *model)) {
+                self.releases.push((*at_ms, *model));
+            }
+        }
+        self.releases.sort_unstable();
+    }
+
+    /// Judges every account anew.
+    pub fn judge_all(&mut self, now_ms: u64) {
+        let mut keys: Vec<u64> = self.accounts.iter().map(|(key, _)| key).collect();
+        keys.sort_unstable();
+        for key in keys {
+            self.judge(key, now_ms, false);
+        }
+    }
+
+    fn account_key(&self, id: &AccountId) -> u64 {
+        keyed::hash(&self.key, id.as_str().as_bytes())
+    }
+
+    fn touch(&mut self, key: u64, id: &AccountId) -> &mut Account {
+        self.accounts.touch(key, || {
+            Box::new(Account {
+                id: id.clone(),
+                memory: account::Memory::default(),
+                memories: Memories::default(),
+                held: Held::default(),
+                peak: (0.0, Tier::None),
+                first: [None; 5],
+                cluster: None,
+                judged_at: 0,
+                stale: false,
+            })
+        })
+    }
+
+    fn profile(&mut self, profile: &Profile) {
+        let key = self.account_key(&profile.account);
+        let known = Known::of(profile, &self.key);
+        let account = self.touch(key, &profile.account);
+        account.memory.known.merge(&known);
+        let (customer, known) = (account.memory.customer(key), account.memory.known);
+        let births = ties::bin_births(&account.memory);
+        let at_s = u32::try_from(profile.at_ms / 1000).unwrap_or(u32::MAX);
+        if let Some(payment) = known.payment {
+            self.pivots.add(Family::Payment, payment, key, customer, at_s);
+        }
+        for value in births.into_iter().flatten() {
+            self.pivots.add(Family::BinBirth, value, key, customer, at_s);
+        }
+    }
+
+    fn lookup(&mut self, lookup: &DnsLookup) {
+        if !lookup.transport.is_encrypted() {
+            return;
+        }
+        let address = crate::seen::address(lookup.ip, &self.key);
+        let resolver = crate::seen::address(lookup.server, &self.key);
+        let at_s = u32::try_from(lookup.at_ms / 1000).unwrap_or(u32::MAX);
+        *self.resolvers.touch(address, || Mark { key: resolver, at_s }) =
+            Mark { key: resolver, at_s };
+    }
+
+    fn exchange(&mut self, observation: &Observation) -> Option<Decision> {
+        let id = observation.account.as_ref()?;
+        let key = self.account_key(id);
+        let mut seen = Seen::read(observation, &self.key);
+        let at_s = seen.at_s();
+        let lookup = self.resolvers.get(seen.address);
+        let recent = lookup.filter(|mark| at_s.saturating_sub(mark.at_s) <= LOOKUP_S);
+        seen.resolver = recent.map(|mark| mark.key);
+        for (at_ms, model) in &self.releases {
+            let hours = seen.at_ms.saturating_sub(*at_ms) as f32 / 3_600_000.0;
+            if hours < 24.0 && seen.at_ms >= *at_ms {
+                seen.any_release = true;
+                if *model == seen.model {
+                    seen.released_h = Some(hours);
+                }
+            }
+        }
+        let account = self.touch(key, id);
+        account.memory.note(&seen);
+        account.memories.note(&seen);
+        let customer = account.memory.customer(key);
+        let due = account.stale || is_due(account.memory.requests, account.judged_at);
+        let frames = seen.frames.map(|frame| {
+            let kept = frame.and_then(|frame| account.memory.frames.get(frame));
+            kept.filter(|frame| frame.varies()).map(|frame| frame.key)
+        });
+        let shared = [
+            (Family::Address, Some(seen.address)),
+            (Family::Subnet, Some(seen.subnet)),
+            (Family::Shape, Some(seen.shape)),
+            (Family::Rig, Some(seen.rig)),
+            (Family::Second, Some(seen.second)),
+            (Family::Prompt, seen.prompt),
+            (Family::System, seen.system),
+            (Family::Frame, frames[0]),
+            (Family::Frame, frames[1]),
+            (Family::Resolver, seen.resolver),
+        ];
+        for (family, value) in shared {
+            if let Some(value) = value {
+                self.pivots.add(family, value, key, customer, at_s);
+            }
+        }
+        if due { self.judge(key, seen.at_ms, false) } else { None }
+    }
+
+    fn ties(&self, key: u64, account: &Account) -> Ties {
+        let customers = self.accounts.len() as f64;
+        ties::ties(key, &account.memory, &self.pivots, &self.muted, customers, |other| {
+            self.accounts.get(other).map(|held| Neighbour {
+                memory: &held.memory,
+                suspended: held.memory.suspended != account::Span::default(),
+            })
+        })
+    }
+
+    fn judge(&mut self, key: u64, now_ms: u64, explain: bool) -> Option<Decision> {
+        let account = self.accounts.get(key)?;
+        let ties = self.ties(key, account);
+        let card = account.memory.known.payment;
+        let card = card.and_then(|payment| self.pivots.crowd(Family::Payment, payment));
+        let context = Context {
+            now_ms,
+            account: &account.memory,
+            ties: &ties,
+            card_accounts: card.map_or(1.0, |crowd| crowd.accounts.count()),
+            explain,
+        };
+        let findings = account.memories.judge(&context, |name| self.policy.enabled(name));
+        let weight = |name: &str| self.policy.weight(name);
+        let contributions = fusion::contributions(findings, self.policy.fusion.k, weight);
+        let allowed = self.policy.allow.accounts.iter().any(|id| id == account.id.as_str());
+        let suspicion = if allowed { 0.0 } else { fusion::suspicion(&contributions) };
+        let cluster = self.cluster(key, account, &ties);
+        for edge in ties.edges.iter().filter(|edge| edge.weight >= FIRM) {
+            if let Some(other) = self.accounts.get_mut(edge.account) {
+                other.stale |= other.cluster.is_none() || other.held.tier < Tier::Medium;
+            }
+        }
+        let thresholds = &self.policy.tiers;
+        let account = self.accounts.get_mut(key)?;
+        let before = account.held.tier;
+        account.held.judge(suspicion, now_ms, thresholds);
+        account.judged_at = account.memory.requests;
+        account.stale = false;
+        account.cluster = cluster;
+        let tier = account.held.tier;
+        account.peak = (account.peak.0.max(suspicion), account.peak.1.max(tier));
+        for reached in Tier::ALL.into_iter().skip(1).filter(|reached| *reached <= tier) {
+            account.first[reached as usize].get_or_insert((now_ms, account.memory.requests));
+        }
+        Some(Decision {
+            account: account.id.clone(),
+            at_ms: now_ms,
+            request: account.memory.requests,
+            tier,
+            before,
+            suspicion,
+            contributions,
+        })
+    }
+
+    /// The cluster that an account's firm ties vote for: the label with the most weight, so that
+    /// one wrong tie does not join two groups.
+    fn cluster(&self, key: u64, account: &Account, ties: &Ties) -> Option<u64> {
+        if ties.mass < CLUSTER_MASS_MIN {
+            return None;
+        }
+        let mut votes: Vec<(u64, f64)> = Vec::new();
+        for edge in ties.edges.iter().filter(|edge| edge.weight >= FIRM) {
+            let Some(label) = self.accounts.get(edge.account).and_then(|other| other.cluster)
+            else {
+                continue;
+            };
+            match votes.iter_mut().find(|(voted, _)| *voted == label) {
+                Some((_, weight)) => *weight += edge.nats,
+                None => votes.push((label, edge.nats)),
+            }
+        }
+        votes.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        votes.first().map(|(label, _)| *label).or(account.cluster).or(Some(key))
+    }
+}
+
+/// Whether an account with so many exchanges is to be judged again.
+fn is_due(requests: u32, judged_at: u32) -> bool {
+    requests <= 6 || requests >= judged_at + (judged_at / 5).max(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn judgements_thin_out() {
+        let (mut judged_at, mut judged) = (0, Vec::new());
+        for requests in 1..=100 {
+            if is_due(requests, judged_at) {
+                judged_at = requests;
+                judged.push(requests);
+            }
+        }
+        assert_eq!(judged[..9], [1, 2, 3, 4, 5, 6, 8, 10, 12]);
+        assert!(judged.len() < 26, "{judged:?}");
+    }
+}

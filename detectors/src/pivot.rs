@@ -1,0 +1,324 @@
+//! What accounts share: for each shared value, who was seen with it lately and how widely it is
+//! spread.
+//!
+//! A value that half the world shares (a public agent's system prompt, a popular SDK) ties nobody
+//! together, so each pivot counts the different *customers* behind it: a company with a hundred
+//! accounts is one. Values live in two generations for each family and the older one is let go
+//! when the younger is full: nothing grows without a bound, and prompts cannot push payments out.
+
+use hashbrown::HashMap;
+use serde::{Deserialize, Serialize};
+
+use crate::keyed::KeyedState;
+use crate::sketch::{Distinct, Latest, Mark, Merge};
+
+/// Members that a pivot remembers.
+pub const MEMBERS_MAX: usize = 24;
+
+/// Kinds of shared values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum Family {
+    /// Payment instrument (T-DIST-002a).
+    Payment,
+    /// Card prefix together with the days of birth (T-DIST-002a, T-DIST-004).
+    BinBirth,
+    /// Address (T-DIST-002b).
+    Address,
+    /// IPv4 /24 or IPv6 /48 (T-DIST-002b).
+    Subnet,
+    /// Exact prompt (repeated sampling across accounts).
+    Prompt,
+    /// First or last paragraph around varying text (T-DIST-007).
+    Frame,
+    /// System prompt without what varies in it (T-DIST-011).
+    System,
+    /// Client shape: TLS, HTTP/2, header order and self-description (T-DIST-003c).
+    Shape,
+    /// Software with model and sampling settings.
+    Rig,
+    /// Second of arrival with model and sampling settings (T-DIST-002c).
+    Second,
+    /// Encrypted resolver (T-DIST-006).
+    Resolver,
+}
+
+impl Family {
+    /// Every family.
+    pub const ALL: [Self; 11] = [
+        Self::Payment,
+        Self::BinBirth,
+        Self::Address,
+        Self::Subnet,
+        Self::Prompt,
+        Self::Frame,
+        Self::System,
+        Self::Shape,
+        Self::Rig,
+        Self::Second,
+        Self::Resolver,
+    ];
+
+    /// Its name in evidence and metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Payment => "payment",
+            Self::BinBirth => "card prefix and birth",
+            Self::Address => "address",
+            Self::Subnet => "subnet",
+            Self::Prompt => "prompt",
+            Self::Frame => "frame",
+            Self::System => "system prompt",
+            Self::Shape => "client shape",
+            Self::Rig => "software and settings",
+            Self::Second => "second of arrival",
+            Self::Resolver => "resolver",
+        }
+    }
+}
+
+/// Who was seen with a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Pivot {
+    /// One account only: most values never get further.
+    One {
+        /// Its key.
+        account: u64,
+        /// Its customer's key.
+        customer: u64,
+        /// Last seen, unix seconds.
+        at_s: u32,
+    },
+    /// Several accounts.
+    Many(Box<Crowd>),
+}
+
+/// Several accounts with one value.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Crowd {
+    /// The latest members.
+    pub members: Latest<Mark, MEMBERS_MAX>,
+    /// Different customers ever.
+    pub customers: Distinct<16>,
+    /// Different accounts ever.
+    pub accounts: Distinct<16>,
+}
+
+impl Crowd {
+    fn add(&mut self, account: u64, customer: u64, at_s: u32) {
+        self.members.add(&Mark { key: account, at_s });
+        self.customers.add(customer);
+        self.accounts.add(account);
+    }
+}
+
+impl Pivot {
+    fn add(&mut self, account: u64, customer: u64, at_s: u32) {
+        match self {
+            Self::One { account: held, customer: by, at_s: seen }
+                if *held == account && *by == customer =>
+            {
+                *seen = (*seen).max(at_s);
+            }
+            Self::One { account: held, customer: by, at_s: seen } => {
+                let mut crowd = Crowd::default();
+                crowd.add(*held, *by, *seen);
+                crowd.add(account, customer, at_s);
+                *self = Self::Many(Box::new(crowd));
+            }
+            Self::Many(crowd) => crowd.add(account, customer, at_s),
+        }
+    }
+
+    fn join(&mut self, other: &Self) {
+        match other {
+            Self::One { account, customer, at_s } => self.add(*account, *customer, *at_s),
+            Self::Many(theirs) => {
+                let mut crowd = match self {
+                    Self::One { account, customer, at_s } => {
+                        let mut crowd = Crowd::default();
+                        crowd.add(*account, *customer, *at_s);
+                        crowd
+                    }
+                    Self::Many(crowd) => std::mem::take(&mut **crowd),
+                };
+                crowd.members.merge(&theirs.members);
+                crowd.customers.merge(&theirs.customers);
+                crowd.accounts.merge(&theirs.accounts);
+                *self = Self::Many(Box::new(crowd));
+            }
+        }
+    }
+
+    fn heap_bytes(&self) -> usize {
+        match self {
+            Self::One { .. } => 0,
+            Self::Many(crowd) => {
+                size_of::<Crowd>()
+                    + crowd.members.heap_bytes()
+                    + crowd.customers.heap_bytes()
+                    + crowd.accounts.heap_bytes()
+            }
+        }
+    }
+}
+
+/// Keyed values in two generations, bounded.
+#[derive(Clone, Debug)]
+pub struct Generations<V> {
+    young: HashMap<u64, V, KeyedState>,
+    old: HashMap<u64, V, KeyedState>,
+    each_max: usize,
+    evicted: u64,
+}
+
+impl<V> Generations<V> {
+    /// Holds at most `max` values, and never fewer than the half last touched.
+    #[must_use]
+    pub fn new(max: usize) -> Self {
+        Self {
+            young: HashMap::default(),
+            old: HashMap::default(),
+            each_max: (max / 2).max(1),
+            evicted: 0,
+        }
+    }
+
+    /// The value, where it is held.
+    #[must_use]
+    pub fn get(&self, key: u64) -> Option<&V> {
+        self.young.get(&key).or_else(|| self.old.get(&key))
+    }
+
+    /// The value to change, where it is held. Does not count as a touch.
+    #[must_use]
+    pub fn get_mut(&mut self, key: u64) -> Option<&mut V> {
+        self.young.get_mut(&key).or_else(|| self.old.get_mut(&key))
+    }
+
+    /// Puts the value among the young ones; `make` gives it where none is held.
+    pub fn touch(&mut self, key: u64, make: impl FnOnce() -> V) -> &mut V {
+        if !self.young.contains_key(&key) {
+            let value = self.old.remove(&key).unwrap_or_else(make);
+            if self.young.len() >= self.each_max {
+                self.evicted += self.old.len() as u64;
+                self.old = std::mem::take(&mut self.young);
+            }
+            self.young.insert(key, value);
+        }
+        self.young.entry(key).or_insert_with(|| unreachable!("it was just put there"))
+    }
+
+    /// Every value held, in no order that means anything.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, &V)> {
+        self.young.iter().chain(&self.old).map(|(key, value)| (*key, value))
+    }
+
+    /// How many are held.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.young.len() + self.old.len()
+    }
+
+    /// Whether none is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many were let go to keep the bound.
+    #[must_use]
+    pub fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// Bytes of the tables themselves.
+    #[must_use]
+    pub fn table_bytes(&self) -> usize {
+        let each = size_of::<(u64, V)>() + 1;
+        (self.young.capacity() + self.old.capacity()) * 8 / 7 * each
+    }
+}
+
+/// All pivots of an engine.
+#[derive(Clone, Debug)]
+pub struct Pivots {
+    families: Vec<Generations<Pivot>>,
+}
+
+impl Pivots {
+    /// At most `max` values of each family.
+    #[must_use]
+    pub fn new(max: usize) -> Self {
+        Self { families: Family::ALL.iter().map(|_| Generations::new(max)).collect() }
+    }
+
+    /// Notes that an account was seen with a value. Returns whether somebody else was before.
+    pub fn add(
+        &mut self,
+        family: Family,
+        value: u64,
+        account: u64,
+        customer: u64,
+        at_s: u32,
+    ) -> bool {
+        let mut fresh = false;
+        let pivot = self.families[family as usize].touch(value, || {
+            fresh = true;
+            Pivot::One { account, customer, at_s }
+        });
+        if !fresh {
+            pivot.add(account, customer, at_s);
+        }
+        matches!(pivot, Pivot::Many(_))
+    }
+
+    /// The accounts with a value, where there are several.
+    #[must_use]
+    pub fn crowd(&self, family: Family, value: u64) -> Option<&Crowd> {
+        match self.families[family as usize].get(value)? {
+            Pivot::One { .. } => None,
+            Pivot::Many(crowd) => Some(crowd),
+        }
+    }
+
+    /// How many values of a family are held.
+    #[must_use]
+    pub fn len(&self, family: Family) -> usize {
+        self.families[family as usize].len()
+    }
+
+    /// How many values were let go to keep the bound.
+    #[must_use]
+    pub fn evicted(&self) -> u64 {
+        self.families.iter().map(Generations::evicted).sum()
+    }
+
+    /// Takes in what another engine has seen.
+    pub fn merge(&mut self, other: &Self) {
+        for (mine, theirs) in self.families.iter_mut().zip(&other.families) {
+            let mut values: Vec<_> = theirs.iter().collect();
+            values.sort_unstable_by_key(|(value, _)| *value);
+            for (value, pivot) in values {
+                let mut fresh = false;
+                let held = mine.touch(value, || {
+                    fresh = true;
+                    pivot.clone()
+                });
+                if !fresh {
+                    held.join(pivot);
+                }
+            }
+        }
+    }
+
+    /// Bytes held.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let of = |family: &Generations<Pivot>| {
+            family.table_bytes() + family.iter().map(|(_, pivot)| pivot.heap_bytes()).sum::<usize>()
+        };
+        self.families.iter().map(of).sum()
+    }
+}

@@ -1,0 +1,314 @@
+//! What an exchange shows, worked out once for all detectors: readings, keyed hashes and counts.
+//! No text gets past this point.
+
+use std::net::IpAddr;
+
+use crate::conversation::{Finish, Role};
+use crate::keyed::{self, Key};
+use crate::network::NetworkKind;
+use crate::observation::Observation;
+
+/// Shortest prompt, in bytes, whose repetition means anything: `hello` is everybody's.
+const PROMPT_BYTES_MIN: usize = 32;
+/// Shortest paragraph, in bytes, that counts as a frame around varying text.
+const FRAME_BYTES_MIN: usize = 20;
+/// Longest part of a text that is hashed for frames and system prompts, in bytes.
+const FRAME_BYTES_MAX: usize = 1_024;
+/// Words of an opening.
+const OPENING_WORDS: usize = 6;
+
+/// What one exchange shows.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// Arrival, unix milliseconds.
+    pub at_ms: u64,
+    /// Hash of the exchange's name.
+    pub id: u64,
+    /// Address of the client.
+    pub address: u64,
+    /// Its IPv4 /24 or IPv6 /48.
+    pub subnet: u64,
+    /// What the address is used for.
+    pub network: NetworkKind,
+    /// Autonomous system number; 0 where unknown.
+    pub asn: u32,
+    /// Model that was asked.
+    pub model: u64,
+    /// Model and sampling settings.
+    pub settings: u64,
+    /// Software with model and settings.
+    pub rig: u64,
+    /// Client shape.
+    pub shape: u64,
+    /// The exact prompt, where it is long enough.
+    pub prompt: Option<u64>,
+    /// First and last paragraph (or the opening words) around what may vary, each with the hash of
+    /// the whole.
+    pub frames: [Option<u64>; 2],
+    /// System prompt without the sentences that carry numbers.
+    pub system: Option<u64>,
+    /// The prompt's first words.
+    pub opening: u32,
+    /// Length of the prompt in characters.
+    pub prompt_chars: u32,
+    /// Whether the conversation holds earlier answers.
+    pub history: bool,
+    /// Whether it hands a tool's result back.
+    pub tool_turn: bool,
+    /// Whether tools are on offer.
+    pub tools: bool,
+    /// Whether there was a prompt to read at all.
+    pub readable: bool,
+    /// Upper bound on the answer, where the request sets one.
+    pub max_tokens: Option<u64>,
+    /// Whether the answer was asked for as a stream.
+    pub stream: bool,
+    /// Answers asked for at once.
+    pub samples: u32,
+    /// Tokens read.
+    pub prompt_tokens: u32,
+    /// Tokens written.
+    pub completion_tokens: u32,
+    /// HTTP status.
+    pub status: u16,
+    /// How long the answer took, milliseconds.
+    pub duration_ms: u32,
+    /// Second of arrival with the settings.
+    pub second: u64,
+    /// The encrypted resolver that the address uses.
+    pub resolver: Option<u64>,
+    /// Hours since the model that was asked was released, where it was lately.
+    pub released_h: Option<f32>,
+    /// Whether any model was released within the last 24 hours.
+    pub any_release: bool,
+    /// What the prompt's text shows.
+    pub text: TextSeen,
+    /// What the client shows of itself.
+    pub client: ClientSeen,
+    /// Whether a filter or a refusal ended the answer.
+    pub refused: bool,
+}
+
+/// What a prompt's text shows: numbers and categories, no text.
+#[derive(Clone, Debug, Default)]
+pub struct TextSeen {
+    /// Strongest phrase of each family.
+    pub phrases: [f32; PHRASE_FAMILIES],
+    /// The same of the system prompt.
+    pub system_phrases: [f32; PHRASE_FAMILIES],
+    /// Nearest archetype of extraction and how near, 0..1.
+    pub archetype: Option<(u8, f32)>,
+    /// Capability category and its margin.
+    pub topic: Option<(u8, f32)>,
+    /// Safety category and its margin.
+    pub safety: Option<(u8, f32)>,
+    /// Zero-width and other invisible characters.
+    pub invisible: u32,
+}
+
+/// Families of phrases.
+pub const PHRASE_FAMILIES: usize = 11;
+
+/// Places of phrase families.
+pub mod phrase {
+    /// Elicits reasoning.
+    pub const COT: usize = 0;
+    /// Asks for the reasoning behind an answer that is there.
+    pub const BEHIND_ANSWER: usize = 1;
+    /// Forbids refusing.
+    pub const NEVER_REFUSE: usize = 5;
+    /// Demands completeness.
+    pub const ALWAYS_COMPLETE: usize = 6;
+    /// Demands verbatim text.
+    pub const VERBATIM: usize = 7;
+}
+
+/// What the client shows of itself.
+#[derive(Clone, Debug, Default)]
+pub struct ClientSeen {
+    /// How far its signs contradict one another, 0..1.
+    pub strength: f32,
+    /// Whether its HTTP/2 contradicts what it says it is.
+    pub http2: f32,
+    /// Whether it is a gRPC client.
+    pub grpc: bool,
+    /// Whether its HTTP/2 windows are opened for bulk, beyond what its kind does.
+    pub bulk_window: bool,
+    /// Whether it says it is a browser.
+    pub browser: bool,
+}
+
+impl Seen {
+    /// Reads an exchange.
+    #[must_use]
+    pub fn read(observation: &Observation, key: &Key) -> Self {
+        let conversation = &observation.conversation;
+        let sampling = &conversation.sampling;
+        let prompt = conversation.turns.iter().rev().find(|turn| turn.role == Role::User);
+        let text = prompt.map_or("", |turn| turn.text.as_str().trim());
+        let model = keyed::hash(key, conversation.model.as_deref().unwrap_or("").as_bytes());
+        let settings = keyed::hash_parts(
+            key,
+            &[
+                &model.to_le_bytes(),
+                &sampling.max_tokens.unwrap_or(0).to_le_bytes(),
+                &sampling.temperature.unwrap_or(-1.0).to_bits().to_le_bytes(),
+                &sampling.top_p.unwrap_or(-1.0).to_bits().to_le_bytes(),
+                &sampling.n.unwrap_or(0).to_le_bytes(),
+                &[u8::from(sampling.stream), u8::from(sampling.structured)],
+            ],
+        );
+        let (shape, software) = shape(observation, key);
+        let usage = observation.answer.usage.unwrap_or_default();
+        let history = conversation.turns.iter().any(|turn| turn.role == Role::Assistant);
+        Self {
+            at_ms: observation.at_ms,
+            id: keyed::hash(key, observation.id.as_bytes()),
+            address: address(observation.ip, key),
+            subnet: subnet(observation.ip, key),
+            network: observation.network.kind,
+            asn: observation.network.asn,
+            model,
+            settings,
+            rig: keyed::hash_parts(key, &[&software.to_le_bytes(), &settings.to_le_bytes()]),
+            shape,
+            prompt: (text.len() >= PROMPT_BYTES_MIN).then(|| keyed::hash(key, text.as_bytes())),
+            frames: frames(text, key),
+            system: system(conversation.system.as_str(), key),
+            opening: opening(text, key),
+            prompt_chars: u32::try_from(text.len()).unwrap_or(u32::MAX),
+            history,
+            tool_turn: conversation.turns.last().is_some_and(|turn| turn.role == Role::Tool),
+            tools: !conversation.tools.is_empty(),
+            readable: prompt.is_some(),
+            max_tokens: sampling.max_tokens,
+            stream: sampling.stream,
+            samples: sampling.n.unwrap_or(1).max(1),
+            prompt_tokens: u32::try_from(usage.prompt_tokens).unwrap_or(u32::MAX),
+            completion_tokens: u32::try_from(usage.completion_tokens).unwrap_or(u32::MAX),
+            status: observation.answer.status,
+            duration_ms: u32::try_from(observation.answer.duration_ms).unwrap_or(u32::MAX),
+            second: keyed::hash_parts(
+                key,
+                &[&(observation.at_ms / 1000).to_le_bytes(), &settings.to_le_bytes()],
+            ),
+            resolver: None,
+            released_h: None,
+            any_release: false,
+            text: TextSeen::default(),
+            client: ClientSeen::default(),
+            refused: observation.answer.finish == Some(Finish::Filtered)
+                || observation.answer.refusal_chars > 0,
+        }
+    }
+
+    /// Unix seconds.
+    #[must_use]
+    pub fn at_s(&self) -> u32 {
+        u32::try_from(self.at_ms / 1000).unwrap_or(u32::MAX)
+    }
+}
+
+pub(crate) fn address(ip: IpAddr, key: &Key) -> u64 {
+    match ip {
+        IpAddr::V4(ip) => keyed::hash(key, &ip.octets()),
+        // One host has a whole /64.
+        IpAddr::V6(ip) => keyed::hash(key, &ip.octets()[..8]),
+    }
+}
+
+fn subnet(ip: IpAddr, key: &Key) -> u64 {
+    match ip {
+        IpAddr::V4(ip) => keyed::hash(key, &ip.octets()[..3]),
+        IpAddr::V6(ip) => keyed::hash(key, &ip.octets()[..6]),
+    }
+}
+
+fn shape(observation: &Observation, key: &Key) -> (u64, u64) {
+    let mut shape: Vec<u8> = Vec::with_capacity(512);
+    let mut software: Vec<u8> = Vec::with_capacity(128);
+    if let Some(tls) = &observation.tls {
+        shape.extend_from_slice(tls.ja4.as_bytes());
+        software.extend_from_slice(tls.ja4.as_bytes());
+    }
+    if let Some(h2) = &observation.http.h2 {
+        for (id, value) in &h2.settings {
+            shape.extend_from_slice(&id.to_le_bytes());
+            shape.extend_from_slice(&value.to_le_bytes());
+        }
+        shape.extend_from_slice(&h2.window_update.to_le_bytes());
+        shape.extend_from_slice(h2.pseudo.as_bytes());
+    }
+    for header in &observation.http.headers {
+        shape.extend_from_slice(header.name.as_bytes());
+        software.extend_from_slice(header.name.as_bytes());
+        let name = header.name.to_ascii_lowercase();
+        if (name == "user-agent" || name.starts_with("x-stainless"))
+            && !name.ends_with("retry-count")
+            && let Some(value) = &header.value
+        {
+            shape.extend_from_slice(value.as_bytes());
+        }
+    }
+    (keyed::hash(key, &shape), keyed::hash(key, &software))
+}
+
+/// Numbers vary within one template, letters' case does not matter.
+fn fold(text: &str) -> String {
+    let mut out = String::with_capacity(text.len().min(FRAME_BYTES_MAX));
+    let mut digits = false;
+    for c in text.chars() {
+        if out.len() >= FRAME_BYTES_MAX {
+            break;
+        }
+        let digit = c.is_ascii_digit();
+        if !(digit && digits) {
+            out.push(if digit { '0' } else { c.to_ascii_lowercase() });
+        }
+        digits = digit;
+    }
+    out
+}
+
+fn frames(text: &str, key: &Key) -> [Option<u64>; 2] {
+    let frame = |kind: u8, part: &str| {
+        let part = part.trim();
+        (part.len() >= FRAME_BYTES_MIN && part.len() < text.len())
+            .then(|| keyed::hash_parts(key, &[&[kind], fold(part).as_bytes()]))
+    };
+    match text.split_once("\n\n") {
+        Some((first, _)) => {
+            let last = text.rsplit_once("\n\n").map_or("", |(_, last)| last);
+            [frame(0, first), frame(1, last)]
+        }
+        None => {
+            let mut words = text.match_indices(' ');
+            [words.nth(7).and_then(|(end, _)| frame(2, &text[..end])), None]
+        }
+    }
+}
+
+fn system(text: &str, key: &Key) -> Option<u64> {
+    let text = text.trim();
+    let mut kept = String::new();
+    let mut rest = text;
+    while !rest.is_empty() && kept.len() < FRAME_BYTES_MAX {
+        let end = rest.find(['.', '\n', '!', '?']).map_or(rest.len(), |end| end + 1);
+        let (sentence, after) = rest.split_at(end);
+        // A date, a user's number: it says nothing of who wrote the prompt.
+        if !sentence.bytes().any(|b| b.is_ascii_digit()) {
+            kept.push_str(sentence.trim());
+        }
+        rest = after;
+    }
+    (kept.len() >= FRAME_BYTES_MIN).then(|| keyed::hash(key, fold(&kept).as_bytes()))
+}
+
+fn opening(text: &str, key: &Key) -> u32 {
+    let end = text
+        .match_indices(char::is_whitespace)
+        .nth(OPENING_WORDS - 1)
+        .map_or(text.len(), |(end, _)| end);
+    let opening = fold(text.get(..end.min(200)).unwrap_or(""));
+    (keyed::hash(key, opening.as_bytes()) >> 32) as u32
+}

@@ -1,0 +1,149 @@
+//! Risk tiers, and how an account moves between them.
+
+use serde::{Deserialize, Serialize};
+
+/// How much an account is distrusted.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Tier {
+    /// Like everybody.
+    #[default]
+    None,
+    /// Something to look at.
+    Low,
+    /// Probably harvesting.
+    Medium,
+    /// Strong evidence.
+    High,
+    /// As good as certain.
+    Critical,
+}
+
+impl Tier {
+    /// Every tier, from the lowest.
+    pub const ALL: [Self; 5] = [Self::None, Self::Low, Self::Medium, Self::High, Self::Critical];
+
+    /// Its name in policies and verdicts.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+            Self::Critical => "critical",
+        }
+    }
+}
+
+/// Where the tiers begin, and how slowly one comes down.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Thresholds {
+    /// Least suspicion of `low`.
+    pub low: f64,
+    /// Least suspicion of `medium`.
+    pub medium: f64,
+    /// Least suspicion of `high`.
+    pub high: f64,
+    /// Least suspicion of `critical`.
+    pub critical: f64,
+    /// How far below a tier's threshold suspicion must fall before the tier is left.
+    pub hysteresis: f64,
+    /// Hours of silence after which a held suspicion has halved.
+    pub half_life_hours: f64,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self {
+            low: 0.35,
+            medium: 0.52,
+            high: 0.72,
+            critical: 0.85,
+            hysteresis: 0.08,
+            half_life_hours: 168.0,
+        }
+    }
+}
+
+impl Thresholds {
+    /// The tier of a suspicion.
+    #[must_use]
+    pub fn tier(&self, suspicion: f64) -> Tier {
+        let reached = Tier::ALL.iter().rev().find(|tier| suspicion >= self.least(**tier));
+        reached.copied().unwrap_or_default()
+    }
+
+    /// Least suspicion of a tier.
+    #[must_use]
+    pub fn least(&self, tier: Tier) -> f64 {
+        match tier {
+            Tier::None => f64::NEG_INFINITY,
+            Tier::Low => self.low,
+            Tier::Medium => self.medium,
+            Tier::High => self.high,
+            Tier::Critical => self.critical,
+        }
+    }
+}
+
+/// What is held of an account between judgements.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Held {
+    /// Tier now.
+    pub tier: Tier,
+    /// Suspicion at the last judgement.
+    pub suspicion: f64,
+    /// When that was, unix milliseconds.
+    pub at_ms: u64,
+}
+
+impl Held {
+    /// What is left of the held suspicion at a time.
+    #[must_use]
+    pub fn decayed(&self, now_ms: u64, thresholds: &Thresholds) -> f64 {
+        let silent_hours = now_ms.saturating_sub(self.at_ms) as f64 / 3_600_000.0;
+        self.suspicion * (-silent_hours / thresholds.half_life_hours.max(1e-3)).exp2()
+    }
+
+    /// Takes a new judgement: a tier is reached at once and left late.
+    pub fn judge(&mut self, suspicion: f64, now_ms: u64, thresholds: &Thresholds) {
+        let reached = thresholds.tier(suspicion);
+        if reached >= self.tier || suspicion < thresholds.least(self.tier) - thresholds.hysteresis {
+            self.tier = reached;
+        }
+        self.suspicion = suspicion;
+        self.at_ms = now_ms;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tier_is_reached_at_once_and_left_late() {
+        let thresholds = Thresholds::default();
+        let mut held = Held::default();
+        let mut tiers = Vec::new();
+        for suspicion in [0.1, 0.36, 0.60, 0.50, 0.45, 0.43, 0.90, 0.80, 0.30, 0.20] {
+            held.judge(suspicion, 0, &thresholds);
+            tiers.push(held.tier.name());
+        }
+        let expected = [
+            "none", "low", "medium", "medium", "medium", "low", "critical", "critical", "none",
+            "none",
+        ];
+        assert_eq!(tiers, expected);
+    }
+
+    #[test]
+    fn silence_halves_what_is_held() {
+        let thresholds = Thresholds::default();
+        let held = Held { tier: Tier::High, suspicion: 0.8, at_ms: 0 };
+        assert_eq!(held.decayed(168 * 3_600_000, &thresholds), 0.4);
+    }
+}
