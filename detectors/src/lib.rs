@@ -8,11 +8,16 @@
 //! Today the crate holds the vocabulary. The detectors, their memory and the fusion of their
 //! findings grow on it.
 
+mod client;
 mod conversation;
 mod event;
 mod network;
 mod observation;
 
+pub use client::{
+    ClientFacts, ClientKind, ClientReading, Contradiction, ContradictionKind, FactsError, FamilyId,
+    FamilySet, FixedJa3, HeaderReason, Ja3sBaseline, PermutationWatch,
+};
 pub use conversation::{
     Answer, Conversation, Finish, Format, Role, Sampling, Text, TextFeatures, ToolCall, Turn, Usage,
 };
