@@ -30,8 +30,8 @@ pub use watch::{FixedJa3, Ja3sBaseline, PermutationWatch};
 
 use crate::{HttpCapture, HttpVersion, TlsCapture};
 use facts::{
-    FIELD_CONTENT_TYPE, FIELD_SEC_FETCH_MODE, FIELD_STAINLESS_LANG, FIELD_STAINLESS_RUNTIME,
-    FIELD_UPGRADE, FIELD_USER_AGENT, Family,
+    FIELD_ACCEPT, FIELD_CONTENT_TYPE, FIELD_SEC_FETCH_MODE, FIELD_STAINLESS_LANG,
+    FIELD_STAINLESS_RUNTIME, FIELD_UPGRADE, FIELD_USER_AGENT, Family,
 };
 use hello::Hello;
 use shape::Block;
@@ -302,6 +302,7 @@ impl ClientFacts {
         for family in &self.families {
             let habits = &family.headers;
             if habits.present != 0
+                && habits.present & !block.present == 0
                 && self.lacks(family, &block, http, None) == 0
                 && !block.breaks(habits)
             {
@@ -562,11 +563,15 @@ fn starts(text: &str, start: &str) -> bool {
         .is_some_and(|text| text.eq_ignore_ascii_case(start.as_bytes()))
 }
 
-/// A page load cannot carry JSON: the Fetch standard gives a form three content types.
+/// A page load cannot carry JSON: the Fetch standard gives a form three content types. Browsers
+/// before `sec-fetch-mode` show a page load by what they accept.
 fn navigates_with_json(http: &HttpCapture, block: &Block<'_>) -> bool {
     http.method == "POST"
-        && block.value(FIELD_SEC_FETCH_MODE) == Some("navigate")
         && block.value(FIELD_CONTENT_TYPE).is_some_and(|kind| starts(kind, "application/json"))
+        && match block.value(FIELD_SEC_FETCH_MODE) {
+            Some(mode) => mode == "navigate",
+            None => block.value(FIELD_ACCEPT).is_some_and(|kinds| starts(kinds, "text/html")),
+        }
 }
 
 /// The number after the first of a family's marks that stands in the user agent.

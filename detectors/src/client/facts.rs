@@ -619,13 +619,14 @@ impl Resolver<'_> {
 }
 
 /// Header fields that the reader asks for by itself, in the order of their fields.
-const FIELDS: [&str; 6] = [
+const FIELDS: [&str; 7] = [
     "user-agent",
     "sec-fetch-mode",
     "content-type",
     "x-stainless-lang",
     "x-stainless-runtime",
     "upgrade",
+    "accept",
 ];
 pub(super) const FIELD_USER_AGENT: u8 = 0;
 pub(super) const FIELD_SEC_FETCH_MODE: u8 = 1;
@@ -633,6 +634,7 @@ pub(super) const FIELD_CONTENT_TYPE: u8 = 2;
 pub(super) const FIELD_STAINLESS_LANG: u8 = 3;
 pub(super) const FIELD_STAINLESS_RUNTIME: u8 = 4;
 pub(super) const FIELD_UPGRADE: u8 = 5;
+pub(super) const FIELD_ACCEPT: u8 = 6;
 
 fn mask_of_first(count: usize) -> u64 {
     if count >= 64 { u64::MAX } else { (1 << count) - 1 }

@@ -304,6 +304,7 @@ fn spoofs_contradict_themselves() {
     let facts = ClientFacts::builtin();
     let go_headers =
         "content-length: 9\nuser-agent: $UA\naccept-encoding: gzip\ncontent-type: application/json";
+    let old_safari = SAFARI_UA.replace("18.4", "15.5");
     let mut sorted: Vec<&str> = CHROME_HEADERS.lines().collect();
     sorted.sort_unstable();
     let sorted = sorted.join("\n");
@@ -345,6 +346,18 @@ fn spoofs_contradict_themselves() {
             1.0,
         ),
         ("curl_cffi", Client(CHROME_JA3, H2, CHROME_H2, CHROME_UA, CURL_CFFI), 0.2, 0.5),
+        (
+            "curl_cffi as an old Safari",
+            Client(
+                SAFARI_JA3,
+                H2,
+                SAFARI_H2,
+                &old_safari,
+                "user-agent: $UA\naccept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8\naccept-language: en-us\naccept-encoding: gzip, deflate, br\ncontent-length: 9\ncontent-type: application/json",
+            ),
+            0.2,
+            0.5,
+        ),
         ("Python's name over Node's TLS", Client(NODE_JA3, H1, "", "", &python_in_node), 0.6, 1.0),
         ("two languages", Client(NODE_JA3, H1, "", "", &python_over_js), 0.5, 1.0),
         (
