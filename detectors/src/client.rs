@@ -23,6 +23,7 @@ mod hello;
 mod shape;
 mod watch;
 
+use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 
 pub use facts::{ClientFacts, ClientKind, FactsError};
@@ -59,7 +60,7 @@ pub struct FamilyId(pub u8);
 
 /// Families of client software. Merging is union, so a memory of "all families that an account
 /// has used" stays one word.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FamilySet(u64);
 
 impl FamilySet {

@@ -9,8 +9,10 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::account::{self, Known};
+use crate::client::Ja3sBaseline;
 use crate::detector::Context;
 use crate::event::{DnsLookup, EnforcementAction, Event, Profile};
+use crate::facts::Facts;
 use crate::fusion::{self, Contribution};
 use crate::keyed::{self, Key};
 use crate::list::{LIST, Memories};
@@ -29,7 +31,7 @@ const LOOKUP_S: u32 = 86_400;
 /// Ties at least this likely hand on a cluster, and have the other side judged again.
 const FIRM: f64 = 0.5;
 /// Tied customers from which on an account is in a cluster.
-const CLUSTER_MASS_MIN: f64 = 0.8;
+const CLUSTER_MASS_MIN: f64 = 0.4;
 
 /// Everything that is held of an account.
 #[derive(Clone, Debug)]
@@ -90,7 +92,9 @@ pub struct TieReport {
 #[derive(Clone, Debug)]
 pub struct Engine {
     policy: Arc<Policy>,
+    facts: Arc<Facts>,
     key: Key,
+    ja3s: Ja3sBaseline,
     muted: Muted,
     accounts: Generations<Box<Account>>,
     pivots: Pivots,
@@ -101,7 +105,7 @@ pub struct Engine {
 impl Engine {
     /// An engine without memories. Hashes are made under `key`.
     #[must_use]
-    pub fn new(policy: Arc<Policy>, key: Key) -> Self {
+    pub fn new(policy: Arc<Policy>, facts: Arc<Facts>, key: Key) -> Self {
         let mut muted: Muted = [false; Family::ALL.len()];
         for entry in LIST.iter().filter(|entry| !policy.enabled(entry.name)) {
             for family in entry.families {
@@ -109,7 +113,9 @@ impl Engine {
             }
         }
         Self {
+            facts,
             key,
+            ja3s: Ja3sBaseline::default(),
             muted,
             accounts: Generations::new(policy.memory.accounts_max),
             pivots: Pivots::new(policy.memory.pivots_max),
@@ -200,6 +206,7 @@ impl Engine {
     /// judgements, see [`Self::judge_all`].
     pub fn merge(&mut self, other: &Self) {
         self.pivots.merge(&other.pivots);
+        self.ja3s.merge(&other.ja3s);
         let mut accounts: Vec<_> = other.accounts.iter().collect();
         accounts.sort_unstable_by_key(|(key, _)| *key);
         for (key, theirs) in accounts {
@@ -283,7 +290,7 @@ impl Engine {
     fn exchange(&mut self, observation: &Observation) -> Option<Decision> {
         let id = observation.account.as_ref()?;
         let key = self.account_key(id);
-        let mut seen = Seen::read(observation, &self.key);
+        let mut seen = Seen::read(observation, &self.facts, &mut self.ja3s, &self.key);
         let at_s = seen.at_s();
         let lookup = self.resolvers.get(seen.address);
         let recent = lookup.filter(|mark| at_s.saturating_sub(mark.at_s) <= LOOKUP_S);

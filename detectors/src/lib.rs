@@ -34,6 +34,7 @@ pub mod account;
 pub mod detect;
 pub mod detector;
 pub mod engine;
+pub mod facts;
 pub mod finding;
 pub mod fusion;
 pub mod keyed;

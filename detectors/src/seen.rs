@@ -3,7 +3,9 @@
 
 use std::net::IpAddr;
 
+use crate::client::{ContradictionKind, FamilySet, Ja3sBaseline, PermutationWatch};
 use crate::conversation::{Finish, Role};
+use crate::facts::Facts;
 use crate::keyed::{self, Key};
 use crate::network::NetworkKind;
 use crate::observation::Observation;
@@ -14,6 +16,8 @@ const PROMPT_BYTES_MIN: usize = 32;
 const FRAME_BYTES_MIN: usize = 20;
 /// Longest part of a text that is hashed for frames and system prompts, in bytes.
 const FRAME_BYTES_MAX: usize = 1_024;
+/// How much of a system prompt stands for it, in bytes: what a product fills in comes later.
+const SYSTEM_BYTES: usize = 256;
 /// Words of an opening.
 const OPENING_WORDS: usize = 6;
 
@@ -134,14 +138,23 @@ pub struct ClientSeen {
     pub grpc: bool,
     /// Whether its HTTP/2 windows are opened for bulk, beyond what its kind does.
     pub bulk_window: bool,
-    /// Whether it says it is a browser.
-    pub browser: bool,
+    /// Who it says it is.
+    pub families: FamilySet,
+    /// What this exchange adds to the watch on permuting browsers.
+    pub permutation: PermutationWatch,
+    /// What contradicts what, for a person to read.
+    pub contradiction: Option<&'static str>,
 }
 
 impl Seen {
     /// Reads an exchange.
     #[must_use]
-    pub fn read(observation: &Observation, key: &Key) -> Self {
+    pub fn read(
+        observation: &Observation,
+        facts: &Facts,
+        ja3s: &mut Ja3sBaseline,
+        key: &Key,
+    ) -> Self {
         let conversation = &observation.conversation;
         let sampling = &conversation.sampling;
         let prompt = conversation.turns.iter().rev().find(|turn| turn.role == Role::User);
@@ -158,7 +171,7 @@ impl Seen {
                 &[u8::from(sampling.stream), u8::from(sampling.structured)],
             ],
         );
-        let (shape, software) = shape(observation, key);
+        let (client, shape, software) = client(observation, facts, ja3s, key);
         let usage = observation.answer.usage.unwrap_or_default();
         let history = conversation.turns.iter().any(|turn| turn.role == Role::Assistant);
         Self {
@@ -196,7 +209,7 @@ impl Seen {
             released_h: None,
             any_release: false,
             text: TextSeen::default(),
-            client: ClientSeen::default(),
+            client,
             refused: observation.answer.finish == Some(Finish::Filtered)
                 || observation.answer.refusal_chars > 0,
         }
@@ -224,33 +237,41 @@ fn subnet(ip: IpAddr, key: &Key) -> u64 {
     }
 }
 
-fn shape(observation: &Observation, key: &Key) -> (u64, u64) {
-    let mut shape: Vec<u8> = Vec::with_capacity(512);
-    let mut software: Vec<u8> = Vec::with_capacity(128);
-    if let Some(tls) = &observation.tls {
-        shape.extend_from_slice(tls.ja4.as_bytes());
-        software.extend_from_slice(tls.ja4.as_bytes());
-    }
-    if let Some(h2) = &observation.http.h2 {
-        for (id, value) in &h2.settings {
-            shape.extend_from_slice(&id.to_le_bytes());
-            shape.extend_from_slice(&value.to_le_bytes());
+fn client(
+    observation: &Observation,
+    facts: &Facts,
+    ja3s: &mut Ja3sBaseline,
+    key: &Key,
+) -> (ClientSeen, u64, u64) {
+    let tls = observation.tls.as_deref();
+    let mut reading = facts.clients.read(tls, &observation.http, key);
+    let mut permutation = PermutationWatch::default();
+    if let Some(tls) = tls {
+        if let Some(unexpected) = ja3s.unexpected(&facts.clients, &reading, tls) {
+            reading.add(unexpected);
         }
-        shape.extend_from_slice(&h2.window_update.to_le_bytes());
-        shape.extend_from_slice(h2.pseudo.as_bytes());
+        ja3s.learn(&reading, tls);
+        permutation.observe(&facts.clients, &reading, tls, observation.ip, observation.at_ms);
     }
-    for header in &observation.http.headers {
-        shape.extend_from_slice(header.name.as_bytes());
-        software.extend_from_slice(header.name.as_bytes());
-        let name = header.name.to_ascii_lowercase();
-        if (name == "user-agent" || name.starts_with("x-stainless"))
-            && !name.ends_with("retry-count")
-            && let Some(value) = &header.value
-        {
-            shape.extend_from_slice(value.as_bytes());
-        }
+    let of_http2 = |kind: ContradictionKind| {
+        matches!(kind, ContradictionKind::UserAgentVsHttp2 | ContradictionKind::TlsVsHttp2)
+    };
+    let http2 = reading.contradictions.iter().filter(|found| of_http2(found.kind));
+    let strongest = reading.contradictions.iter().max_by(|a, b| a.strength.total_cmp(&b.strength));
+    let mut families = FamilySet::default();
+    if let Some(family) = reading.claimed {
+        families.insert(family);
     }
-    (keyed::hash(key, &shape), keyed::hash(key, &software))
+    let seen = ClientSeen {
+        strength: reading.strength,
+        http2: http2.map(|found| found.strength).fold(0.0, f32::max).min(reading.strength),
+        grpc: reading.is_grpc,
+        bulk_window: reading.bulk_window,
+        families,
+        permutation,
+        contradiction: strongest.map(|found| found.explain()),
+    };
+    (seen, reading.shape, reading.software)
 }
 
 /// Numbers vary within one template, letters' case does not matter.
@@ -289,10 +310,9 @@ fn frames(text: &str, key: &Key) -> [Option<u64>; 2] {
 }
 
 fn system(text: &str, key: &Key) -> Option<u64> {
-    let text = text.trim();
     let mut kept = String::new();
-    let mut rest = text;
-    while !rest.is_empty() && kept.len() < FRAME_BYTES_MAX {
+    let mut rest = text.trim();
+    while !rest.is_empty() && kept.len() < SYSTEM_BYTES {
         let end = rest.find(['.', '\n', '!', '?']).map_or(rest.len(), |end| end + 1);
         let (sentence, after) = rest.split_at(end);
         // A date, a user's number: it says nothing of who wrote the prompt.
@@ -301,7 +321,9 @@ fn system(text: &str, key: &Key) -> Option<u64> {
         }
         rest = after;
     }
-    (kept.len() >= FRAME_BYTES_MIN).then(|| keyed::hash(key, fold(&kept).as_bytes()))
+    let end = kept.char_indices().map(|(at, _)| at).find(|at| *at >= SYSTEM_BYTES);
+    let kept = &kept[..end.unwrap_or(kept.len())];
+    (kept.len() >= FRAME_BYTES_MIN).then(|| keyed::hash(key, fold(kept).as_bytes()))
 }
 
 fn opening(text: &str, key: &Key) -> u32 {

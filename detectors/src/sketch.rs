@@ -24,6 +24,18 @@ impl Merge for u64 {
     }
 }
 
+impl Merge for crate::client::FamilySet {
+    fn merge(&mut self, other: &Self) {
+        Self::merge(self, *other);
+    }
+}
+
+impl Merge for crate::client::PermutationWatch {
+    fn merge(&mut self, other: &Self) {
+        Self::merge(self, other);
+    }
+}
+
 /// Counts by a small index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Histogram<const N: usize>(#[serde(with = "array")] [u16; N]);

@@ -19,8 +19,6 @@ pub const EDGES_MAX: usize = 32;
 const NATS_MAX: f64 = 6.0;
 /// Least surprise of a value that is looked at, nats: below, half the customers share it.
 const NATS_MIN: f64 = 0.7;
-/// Prompts sent by two accounts within so many seconds are one question asked twice.
-const TOGETHER_S: u32 = 120;
 /// Nats at which a tie is as likely as not, and how fast it gets surer.
 const EVEN_NATS: f64 = 6.0;
 const SURER_NATS: f64 = 0.8;
@@ -89,8 +87,8 @@ struct Evidence {
     nats: [f64; Family::ALL.len()],
     /// Shared values.
     shared: [u8; Family::ALL.len()],
-    /// Prompts that both sent within [`TOGETHER_S`].
-    together: u8,
+    /// Nats of prompts that both sent within minutes or an hour of one another.
+    together: f64,
 }
 
 /// A tie to another account.
@@ -200,6 +198,10 @@ pub fn ties<'a>(
         hosting += edge.weight * other.memory.hosting();
         ties.suspended += edge.weight * f64::from(u8::from(other.suspended));
     }
+    // Two customers with something in common are a coincidence, many are not.
+    let company = ties.mass / (ties.mass + 0.5);
+    ties.mass *= company;
+    ties.by_kind.iter_mut().for_each(|mass| *mass *= company);
     ties.hosting = if weights > 0.0 { hosting / weights } else { 0.0 };
     ties
 }
@@ -230,7 +232,7 @@ fn weigh(evidence: &Evidence, memory: &Memory) -> ([f32; Kind::ALL.len()], f64) 
         software,
         preambles,
         of(Family::Second, 1.5, 2.4),
-        3.0 * f64::from(evidence.together.min(2)),
+        evidence.together.min(6.0),
         of(Family::BinBirth, 0.4, 0.5),
         // An address has one resolver, so behind one address it is no further evidence.
         if place > 0.0 { 0.0 } else { of(Family::Resolver, 0.3, 0.3) },
@@ -261,8 +263,12 @@ fn candidates(
             let evidence = found.entry(member.key).or_default();
             evidence.shared[place] = evidence.shared[place].saturating_add(1);
             evidence.nats[place] = evidence.nats[place].max(nats);
-            if at_s.is_some_and(|at_s| at_s.abs_diff(member.at_s) <= TOGETHER_S) {
-                evidence.together = evidence.together.saturating_add(1);
+            if let Some(at_s) = at_s {
+                evidence.together += match at_s.abs_diff(member.at_s) {
+                    0..=120 => 3.0,
+                    121..=3_600 => 1.2,
+                    _ => 0.0,
+                };
             }
         }
     };

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::hash::Hasher;
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher13;
 
 use super::facts::{ClientFacts, ClientKind};
@@ -41,13 +42,13 @@ const FIXED_STRENGTH: f32 = 0.7;
 ///
 /// Merging is commutative, associative and idempotent: sets keep their smallest hashes, time is a
 /// set of slots and two ends.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PermutationWatch {
     /// Sorted by the hash of JA4, the smallest kept.
     tracks: Vec<Track>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Track {
     ja4: u64,
     ja3: Smallest<JA3_MAX>,
@@ -172,8 +173,23 @@ impl Track {
 }
 
 /// The smallest of the hashes seen. Which ones are kept does not depend on the order of arrival.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "Vec<u64>", from = "Vec<u64>")]
 struct Smallest<const N: usize>([u64; N]);
+
+impl<const N: usize> From<Smallest<N>> for Vec<u64> {
+    fn from(smallest: Smallest<N>) -> Self {
+        smallest.0.into_iter().filter(|hash| *hash != u64::MAX).collect()
+    }
+}
+
+impl<const N: usize> From<Vec<u64>> for Smallest<N> {
+    fn from(hashes: Vec<u64>) -> Self {
+        let mut smallest = Self::default();
+        hashes.into_iter().for_each(|hash| smallest.insert(hash));
+        smallest
+    }
+}
 
 impl<const N: usize> Default for Smallest<N> {
     fn default() -> Self {

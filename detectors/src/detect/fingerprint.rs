@@ -11,6 +11,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::client::{FamilySet, PermutationWatch};
 use crate::detector::{Context, Detector, Pace};
 use crate::finding::{Finding, ramp};
 use crate::merge_fields;
@@ -29,9 +30,13 @@ pub struct Memory {
     checked: u32,
     /// Sum of their contradictions, hundredths.
     contradiction: u64,
+    /// Who it said it was.
+    families: FamilySet,
+    /// Whether its permuting browser permutes.
+    permutation: PermutationWatch,
 }
 
-merge_fields!(Memory { checked, contradiction });
+merge_fields!(Memory { checked, contradiction, families, permutation });
 
 impl Detector for Fingerprint {
     type Memory = Memory;
@@ -44,20 +49,26 @@ impl Detector for Fingerprint {
     fn note(memory: &mut Memory, seen: &Seen) {
         memory.checked = memory.checked.saturating_add(1);
         memory.contradiction += (f64::from(seen.client.strength) * 100.0) as u64;
+        memory.families.merge(seen.client.families);
+        memory.permutation.merge(&seen.client.permutation);
     }
 
     fn judge(memory: &Memory, context: &Context<'_>) -> Finding {
         let mean = memory.contradiction as f64 / (100.0 * f64::from(memory.checked.max(1)));
         // Shapes that unrelated customers share are worth something only beside other ties.
         let shared = 1.0 - (1.0 + context.ties.of(Kind::Software)).powf(-0.25);
-        let spoofed = ramp(mean, 0.1, 0.9) * context.ties.confidence(0.6);
+        let fixed = memory.permutation.fixed().map_or(0.0, |fixed| f64::from(fixed.strength));
+        // A person has a browser, a script and a tool; one account with very many is shared.
+        let many = 0.3 * ramp(f64::from(memory.families.len()), 4.0, 9.0);
+        let spoofed = ramp(mean, 0.2, 0.9).max(fixed).max(many) * context.ties.confidence(0.75);
         Finding::new(Self::NAME, 1.0 - (1.0 - spoofed) * (1.0 - shared), 1.0).because(
             context.explain,
             || {
                 format!(
-                    "signs contradict one another by {mean:.2} of 1 over {} exchanges; software and \
-                     settings shared with {:.1} tied customers",
+                    "signs contradict one another by {mean:.2} of 1 over {} exchanges; {} kinds of \
+                     clients; software and settings shared with {:.1} tied customers",
                     memory.checked,
+                    memory.families.len(),
                     context.ties.of(Kind::Software)
                 )
             },
