@@ -43,5 +43,6 @@ pub mod pivot;
 pub mod policy;
 pub mod seen;
 pub mod sketch;
+pub mod text;
 pub mod tier;
 pub mod ties;
