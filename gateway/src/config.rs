@@ -13,6 +13,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::limits::Limits;
+use crate::network::NetworkStore;
 
 /// Everything that `stillgate run` needs.
 #[derive(Clone, Debug)]
@@ -25,6 +26,8 @@ pub struct Config {
     pub upstreams: Vec<Arc<Upstream>>,
     /// How a credential becomes an account.
     pub identity: Identity,
+    /// Whose an address is.
+    pub networks: Arc<NetworkStore>,
     /// Admin address and its secret.
     pub admin: Admin,
     /// Trace recording, off when `None`.

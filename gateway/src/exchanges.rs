@@ -591,6 +591,62 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_is_written_is_read_back() {
+        for format in Format::ALL {
+            for texts in [false, true] {
+                let mut observation = observation(format);
+                observation.http.path = match format {
+                    Format::OpenaiChat => "/v1/chat/completions",
+                    Format::OpenaiResponses => "/v1/responses",
+                    Format::OpenaiCompletions => "/v1/completions",
+                    Format::AnthropicMessages => "/v1/messages",
+                    Format::GeminiGenerate => "/v1beta/models/m-1:streamGenerateContent",
+                    Format::Grpc => "/llm.Service/StreamGenerateContent",
+                    Format::Unknown => "/v1/embeddings",
+                }
+                .to_owned();
+                let exchange = Exchange::new(&observation, &key());
+                let account = trace_account(&exchange, &key());
+                let texts = texts.then_some(&observation.conversation);
+                let line = request_line(&exchange, &account, Some("org-0123456789"), texts, &key());
+                let input = std::io::Cursor::new(line.into_bytes());
+                let name = Path::new("trace");
+                let mut reader = crate::trace::TraceReader::from_reader(name, input).unwrap();
+                let Some(Ok(detectors::Event::Exchange(read))) = reader.next() else {
+                    panic!("{format:?}: not read");
+                };
+                assert_eq!(read.format, format);
+                assert_eq!((read.at_ms, read.ip), (observation.at_ms, observation.ip));
+                assert_eq!(read.account, observation.account);
+                assert_eq!(read.organisation, observation.organisation);
+                assert_eq!(read.answer.usage, observation.answer.usage);
+                let tls = |of: &Observation| of.tls.as_deref().map(|tls| tls.ja3.clone());
+                assert_eq!(tls(&read), tls(&observation));
+                assert_eq!(read.http.h2, observation.http.h2);
+                let names: Vec<_> = read.http.headers.iter().map(|field| &*field.name).collect();
+                assert_eq!(names, ["content-length", "user-agent", "x-own", "x-long"]);
+                if matches!(format, Format::Unknown | Format::OpenaiCompletions) {
+                    continue;
+                }
+                assert_eq!(read.conversation.model.as_deref(), Some("m-1"), "{format:?}");
+                assert!(read.conversation.sampling.stream);
+                let said = observation.conversation.turns.iter().filter(|it| !it.text.is_empty());
+                let turns = read.conversation.turns.iter().filter(|it| !it.text.is_empty());
+                for (said, turn) in said.zip(turns) {
+                    match texts {
+                        Some(_) if said.role != Role::Tool => assert_eq!(turn.text, said.text),
+                        Some(_) => assert!(turn.text.as_str().contains(said.text.as_str())),
+                        None => {
+                            let mark = TextMark::parse(turn.text.as_str());
+                            assert_eq!(mark, Some(key().mark(&said.text)), "{format:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     /// A folder that is gone at the end of the test.
     struct Folder(PathBuf);
 

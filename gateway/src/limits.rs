@@ -167,6 +167,30 @@ pub const RECORD_FLUSH_INTERVAL: Duration = Duration::from_millis(500);
 /// How often a failing file is mentioned in the log.
 pub const RECORD_ERROR_INTERVAL: Duration = Duration::from_secs(60);
 
+// network.rs
+/// An ASN database. GeoLite2's has 12 MB.
+pub const NETWORK_DATABASE_BYTES_MAX: u64 = 512 * 1024 * 1024;
+
+/// A list of addresses.
+pub const NETWORK_LIST_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Networks of a database or a list. GeoLite2 has 700,000 with those that are nobody's.
+pub const NETWORK_RANGES_MAX: usize = 8_000_000;
+
+/// Time between looks at these files.
+pub const NETWORK_FILES_INTERVAL: Duration = Duration::from_secs(30);
+
+// trace.rs
+/// A line of a trace that is read: a request of the largest size, escaped.
+pub const TRACE_LINE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Things of one kind (accounts, header values, handshakes) that the reader of a trace holds to
+/// build them once only, in each of two generations.
+pub const TRACE_INTERNED_MAX: usize = 4096;
+
+/// Longest text that is held so.
+pub const TRACE_INTERNED_BYTES_MAX: usize = 4096;
+
 // cli/fingerprint.rs
 /// A file with a ClientHello holds little else.
 pub const HELLO_FILE_BYTES_MAX: u64 = 1024 * 1024;

@@ -593,13 +593,14 @@ impl ConnectionApp {
     }
 
     fn observe(&self, received: Received, progress: Progress, answer: Answer) {
+        let ip = self.connection.client_ip();
         let observation = Observation {
             id: received.id,
             at_ms: received.at_ms,
             account: progress.account,
             organisation: progress.organisation,
-            ip: self.connection.client_ip(),
-            network: detectors::Network::default(),
+            ip,
+            network: self.gateway.config.networks.lookup(ip),
             route: received.route,
             tls: received.tls,
             http: received.http,

@@ -68,6 +68,25 @@ fn config() {
     smoke(gateway::config::file::fuzz_config, &[seed]);
 }
 
+#[test]
+fn trace() {
+    let request = br#"{"kind":"request","ts":1.5,"id":"r1","account":"a","ip":"192.0.2.1","tls":{"ja3":"771,1,2,3,4","alpn":["h2"]},"http":{"version":"2","method":"POST","path":"/v1/messages","headers":[["a","b"]],"h2":{"settings":[[1,2]],"priority":[[1,0,2,3]]}},"body":{"messages":[{"role":"user","content":"a"}]},"response":{"status":200,"duration_ms":1}}"#;
+    let others = b"{\"kind\":\"account\",\"ts\":1,\"account\":\"a\",\"bin\":\"123456\"}\n{\"kind\":\"dns\",\"ts\":1,\"ip\":\"::1\",\"transport\":\"doh\",\"server\":\"::1\"}";
+    let gzip = b"\x1f\x8b\x08\0\0\0\0\0\0\x03\x01\x02\0\xfd\xff{}\x43\xbf\xa6\xa3\x02\0\0\0";
+    smoke(
+        gateway::trace::fuzz_trace,
+        &[request, others, gzip, b"\x28\xb5\x2f\xfd\x04\x58\x11\0\0{}"],
+    );
+}
+
+#[test]
+fn network() {
+    let list = b"# exits\n192.0.2.1\nExitAddress 198.51.100.7 2026-01-01 00:00:00\n2001:db8::/32\n";
+    let ranges = b"SGNETS\x01\0\0\0\0\0\x02\x05\x80\x01\x01\x01\x05\xff\x01\x01\x01\x05\x07\0";
+    let database = b"\0\0\x01\0\0\x11\xab\xcd\xefMaxMind.com\xe3Jnode_count\xc1\x01Krecord_size\xa1\x18Jip_version\xa1\x06";
+    smoke(gateway::network::fuzz_network, &[list, ranges, database]);
+}
+
 fn smoke(target: impl Fn(&[u8]), seeds: &[&[u8]]) {
     // The same inputs in the same order on every run: a failure can be met again.
     let mut random = 0x5711_16a7_e000_0001_u64;

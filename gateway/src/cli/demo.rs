@@ -196,6 +196,7 @@ fn config(options: &Options, folder: &Path, upstream: SocketAddr, secrets: &Secr
             idle_timeout: Duration::from_secs(60),
             retries: 1,
         })],
+        networks: Arc::default(),
         identity: Identity {
             key: secrets.identity.clone().into(),
             jwt: None,

@@ -34,6 +34,7 @@ use super::{
 use crate::account::jwks::KeySet;
 use crate::limits::{CONFIG_FILE_BYTES_MAX, Limits};
 use crate::listener::tls;
+use crate::network::{NetworkFiles, NetworkStore};
 
 /// Bytes of the identity key at least: the output size of its hash (RFC 2104, section 3).
 const IDENTITY_KEY_BYTES_MIN: usize = 32;
@@ -164,6 +165,7 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
         .flatten()
         .any(|l| l.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()));
     let identity = read_identity(&mut root, client_ca);
+    let networks = read_networks(&mut root);
     let admin = read_admin(&mut root, &listeners);
     let record = read_record(&mut root);
     let limits = read_limits(&mut root);
@@ -175,6 +177,7 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
         routes: routes.into_iter().collect::<Option<_>>()?,
         upstreams: upstreams.into_iter().map(|u| u.resolved).collect::<Option<_>>()?,
         identity: identity?,
+        networks: networks?,
         admin: admin?,
         record,
         limits: limits?,
@@ -533,6 +536,37 @@ fn read_jwt(mut table: Section<'_, '_>) -> Option<Jwt> {
     let organisation_claim = table.optional("organisation_claim").and_then(|item| item.text());
     table.finish();
     Some(Jwt { jwks: jwks?, issuer, audience, account_claim: account_claim?, organisation_claim })
+}
+
+/// The files are read here, so that what is wrong with them is reported with the rest.
+fn read_networks(root: &mut Section<'_, '_>) -> Option<Arc<NetworkStore>> {
+    let Some(item) = root.optional("network") else { return Some(Arc::default()) };
+    let mut table = item.table()?;
+    let mut items = BTreeMap::new();
+    let mut path = |key| {
+        let item = table.optional(key)?;
+        let path = item.path();
+        items.insert(key, item);
+        path
+    };
+    let files = NetworkFiles {
+        asn_database: path("asn_database"),
+        tor_exits: path("tor_exits"),
+        proxies: path("proxies"),
+        vpns: path("vpns"),
+    };
+    table.finish();
+    match NetworkStore::load(files) {
+        Ok(store) => Some(Arc::new(store)),
+        Err(errors) => {
+            for (setting, error) in errors {
+                if let Some(item) = items.get(setting) {
+                    item.error(error.to_string());
+                }
+            }
+            None
+        }
+    }
 }
 
 fn read_admin(root: &mut Section<'_, '_>, listeners: &[Option<Listener>]) -> Option<Admin> {
@@ -1885,6 +1919,30 @@ threads = "two"
         assert_eq!(suggest("port", &known), "; allowed: address, certificates, tls");
         assert_eq!(edit_distance("kitten", "sitting"), 3);
         assert_eq!(edit_distance("", "abc"), 3);
+    }
+
+    #[test]
+    fn networks_are_read_and_what_is_wrong_with_them_is_reported() {
+        let folder = TestDirectory::new();
+        folder.write("vpns.txt", "192.0.2.7\n");
+        folder.write("tor.txt", "nothing of the kind\n");
+        let good = folder.minimal_config("good.toml", "[network]\nvpns = \"vpns.txt\"\n");
+        let config = load(&good).unwrap();
+        let kind = config.networks.lookup(IpAddr::from([192, 0, 2, 7])).kind;
+        assert_eq!(kind, detectors::NetworkKind::Vpn);
+        let more =
+            "[network]\ntor_exits = \"tor.txt\"\nasn_database = \"none.mmdb\"\nvpn = \"x\"\n";
+        let bad = folder.minimal_config("bad.toml", more);
+        let errors: Vec<String> = load(&bad).unwrap_err().iter().map(ToString::to_string).collect();
+        let expected = [
+            "network.tor_exits: ",
+            "network.asn_database: ",
+            "network.vpn: unknown key; did you mean \"vpns\"?",
+        ];
+        assert_eq!(errors.len(), expected.len(), "{errors:?}");
+        for (error, expected) in errors.iter().zip(expected) {
+            assert!(error.contains(expected), "{error} instead of {expected}");
+        }
     }
 
     proptest! {
