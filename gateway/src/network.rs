@@ -656,7 +656,7 @@ pub fn fuzz_network(data: &[u8]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -872,7 +872,7 @@ mod tests {
         out
     }
 
-    fn sample_database() -> Vec<u8> {
+    pub(crate) fn sample_database() -> Vec<u8> {
         database(&[
             ("192.0.2.0/24", 64_500, Some("Example Org")),
             ("198.51.100.0/25", 24_940, Some("Their own name")),
