@@ -9,7 +9,6 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::account::{self, Known};
-use crate::client::Ja3sBaseline;
 use crate::detector::Context;
 use crate::event::{DnsLookup, EnforcementAction, Event, Profile};
 use crate::facts::Facts;
@@ -19,7 +18,7 @@ use crate::list::{LIST, Memories};
 use crate::observation::{AccountId, Observation};
 use crate::pivot::{Family, Generations, Pivots};
 use crate::policy::Policy;
-use crate::seen::Seen;
+use crate::seen::{Learnt, Seen};
 use crate::sketch::{Mark, Merge};
 use crate::tier::{Held, Tier};
 use crate::ties::{self, Edge, Kind, Muted, Neighbour, Ties};
@@ -94,7 +93,7 @@ pub struct Engine {
     policy: Arc<Policy>,
     facts: Arc<Facts>,
     key: Key,
-    ja3s: Ja3sBaseline,
+    learnt: Learnt,
     muted: Muted,
     accounts: Generations<Box<Account>>,
     pivots: Pivots,
@@ -115,7 +114,7 @@ impl Engine {
         Self {
             facts,
             key,
-            ja3s: Ja3sBaseline::default(),
+            learnt: Learnt::default(),
             muted,
             accounts: Generations::new(policy.memory.accounts_max),
             pivots: Pivots::new(policy.memory.pivots_max),
@@ -206,7 +205,7 @@ impl Engine {
     /// judgements, see [`Self::judge_all`].
     pub fn merge(&mut self, other: &Self) {
         self.pivots.merge(&other.pivots);
-        self.ja3s.merge(&other.ja3s);
+        self.learnt.ja3s.merge(&other.learnt.ja3s);
         let mut accounts: Vec<_> = other.accounts.iter().collect();
         accounts.sort_unstable_by_key(|(key, _)| *key);
         for (key, theirs) in accounts {
@@ -290,7 +289,7 @@ impl Engine {
     fn exchange(&mut self, observation: &Observation) -> Option<Decision> {
         let id = observation.account.as_ref()?;
         let key = self.account_key(id);
-        let mut seen = Seen::read(observation, &self.facts, &mut self.ja3s, &self.key);
+        let mut seen = Seen::read(observation, &self.facts, &mut self.learnt, &self.key);
         let at_s = seen.at_s();
         let lookup = self.resolvers.get(seen.address);
         let recent = lookup.filter(|mark| at_s.saturating_sub(mark.at_s) <= LOOKUP_S);

@@ -9,6 +9,7 @@ use crate::facts::Facts;
 use crate::keyed::{self, Key};
 use crate::network::NetworkKind;
 use crate::observation::Observation;
+use crate::text::{FAMILIES, Family, Reading};
 
 /// Shortest prompt, in bytes, whose repetition means anything: `hello` is everybody's.
 const PROMPT_BYTES_MIN: usize = 32;
@@ -16,6 +17,8 @@ const PROMPT_BYTES_MIN: usize = 32;
 const FRAME_BYTES_MIN: usize = 20;
 /// Longest part of a text that is hashed for frames and system prompts, in bytes.
 const FRAME_BYTES_MAX: usize = 1_024;
+/// Readings that are kept for texts that come again.
+const READINGS: usize = 4_096;
 /// How much of a system prompt stands for it, in bytes: what a product fills in comes later.
 const SYSTEM_BYTES: usize = 256;
 /// Words of an opening.
@@ -94,12 +97,12 @@ pub struct Seen {
 }
 
 /// What a prompt's text shows: numbers and categories, no text.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct TextSeen {
     /// Strongest phrase of each family.
-    pub phrases: [f32; PHRASE_FAMILIES],
+    pub phrases: [f32; FAMILIES],
     /// The same of the system prompt.
-    pub system_phrases: [f32; PHRASE_FAMILIES],
+    pub system_phrases: [f32; FAMILIES],
     /// Nearest archetype of extraction and how near, 0..1.
     pub archetype: Option<(u8, f32)>,
     /// Capability category and its margin.
@@ -110,21 +113,47 @@ pub struct TextSeen {
     pub invisible: u32,
 }
 
-/// Families of phrases.
-pub const PHRASE_FAMILIES: usize = 11;
+impl TextSeen {
+    /// The strongest phrase of a family, in prompt or system prompt.
+    #[must_use]
+    pub fn phrase(&self, family: Family) -> f32 {
+        let place = family.index();
+        self.phrases[place].max(self.system_phrases[place])
+    }
 
-/// Places of phrase families.
-pub mod phrase {
-    /// Elicits reasoning.
-    pub const COT: usize = 0;
-    /// Asks for the reasoning behind an answer that is there.
-    pub const BEHIND_ANSWER: usize = 1;
-    /// Forbids refusing.
-    pub const NEVER_REFUSE: usize = 5;
-    /// Demands completeness.
-    pub const ALWAYS_COMPLETE: usize = 6;
-    /// Demands verbatim text.
-    pub const VERBATIM: usize = 7;
+    fn of(reading: &Reading) -> Self {
+        Self {
+            phrases: reading.phrases,
+            system_phrases: reading.system_phrases,
+            archetype: reading.archetype,
+            topic: reading.topic,
+            safety: reading.safety,
+            invisible: reading.tricks.invisible,
+        }
+    }
+}
+
+/// Readings of texts that came lately: agents and loops send the same text again and again.
+#[derive(Clone, Debug)]
+pub struct Readings {
+    slots: Vec<(u64, TextSeen)>,
+}
+
+impl Default for Readings {
+    fn default() -> Self {
+        Self { slots: vec![(0, TextSeen::default()); READINGS] }
+    }
+}
+
+impl Readings {
+    fn read(&mut self, system: &str, prompt: &str, facts: &Facts, key: &Key) -> TextSeen {
+        let hash = keyed::hash_parts(key, &[system.as_bytes(), prompt.as_bytes()]) | 1;
+        let slot = &mut self.slots[(hash >> 32) as usize % READINGS];
+        if slot.0 != hash {
+            *slot = (hash, TextSeen::of(&facts.text.read(system, prompt)));
+        }
+        slot.1
+    }
 }
 
 /// What the client shows of itself.
@@ -146,15 +175,19 @@ pub struct ClientSeen {
     pub contradiction: Option<&'static str>,
 }
 
+/// What reading exchanges has taught so far.
+#[derive(Clone, Debug, Default)]
+pub struct Learnt {
+    /// What this server answers each family of clients in its ServerHello.
+    pub ja3s: Ja3sBaseline,
+    /// Texts that came lately.
+    pub readings: Readings,
+}
+
 impl Seen {
     /// Reads an exchange.
     #[must_use]
-    pub fn read(
-        observation: &Observation,
-        facts: &Facts,
-        ja3s: &mut Ja3sBaseline,
-        key: &Key,
-    ) -> Self {
+    pub fn read(observation: &Observation, facts: &Facts, learnt: &mut Learnt, key: &Key) -> Self {
         let conversation = &observation.conversation;
         let sampling = &conversation.sampling;
         let prompt = conversation.turns.iter().rev().find(|turn| turn.role == Role::User);
@@ -171,7 +204,8 @@ impl Seen {
                 &[u8::from(sampling.stream), u8::from(sampling.structured)],
             ],
         );
-        let (client, shape, software) = client(observation, facts, ja3s, key);
+        let (client, shape, software) = client(observation, facts, &mut learnt.ja3s, key);
+        let system_text = conversation.system.as_str();
         let usage = observation.answer.usage.unwrap_or_default();
         let history = conversation.turns.iter().any(|turn| turn.role == Role::Assistant);
         Self {
@@ -187,7 +221,7 @@ impl Seen {
             shape,
             prompt: (text.len() >= PROMPT_BYTES_MIN).then(|| keyed::hash(key, text.as_bytes())),
             frames: frames(text, key),
-            system: system(conversation.system.as_str(), key),
+            system: system(system_text, key),
             opening: opening(text, key),
             prompt_chars: u32::try_from(text.len()).unwrap_or(u32::MAX),
             history,
@@ -208,7 +242,7 @@ impl Seen {
             resolver: None,
             released_h: None,
             any_release: false,
-            text: TextSeen::default(),
+            text: learnt.readings.read(system_text, text, facts, key),
             client,
             refused: observation.answer.finish == Some(Finish::Filtered)
                 || observation.answer.refusal_chars > 0,

@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::detector::{Context, Detector, Pace};
 use crate::finding::{Finding, ramp};
 use crate::merge_fields;
-use crate::seen::{Seen, phrase};
+use crate::seen::Seen;
+use crate::text::Family;
 
 /// The detector.
 #[derive(Debug)]
@@ -39,10 +40,9 @@ impl Detector for Cot {
 
     fn note(memory: &mut Memory, seen: &Seen) {
         let text = &seen.text;
-        let asked = text.phrases[phrase::COT].max(text.system_phrases[phrase::COT]);
+        let asked = text.phrase(Family::CotElicitation);
         memory.elicited += (f64::from(asked) * 100.0) as u64;
-        let behind =
-            text.phrases[phrase::BEHIND_ANSWER].max(text.system_phrases[phrase::BEHIND_ANSWER]);
+        let behind = text.phrase(Family::ReasoningBehindAnswer);
         memory.behind += u32::from(behind > 0.5);
     }
 

@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 use crate::detector::{Context, Detector, Pace};
 use crate::finding::{Finding, ramp};
 use crate::merge_fields;
-use crate::pivot::Family;
-use crate::seen::{Seen, phrase};
+use crate::pivot;
+use crate::seen::Seen;
+use crate::text::Family;
 use crate::ties::Kind;
 
 /// The detector.
@@ -35,12 +36,12 @@ impl Detector for RolePreamble {
     const NAME: &'static str = "role_preamble";
     const TECHNIQUES: &'static [&'static str] = &["T-DIST-011", "T-DIST-001", "T-DIST-007"];
     const PACE: Pace = Pace::Inline;
-    const FAMILIES: &'static [Family] = &[Family::System];
+    const FAMILIES: &'static [pivot::Family] = &[pivot::Family::System];
 
     fn note(memory: &mut Memory, seen: &Seen) {
         let text = &seen.text;
-        let has = |family: usize| text.system_phrases[family].max(text.phrases[family]) > 0.5;
-        let compound = has(phrase::NEVER_REFUSE) && has(phrase::ALWAYS_COMPLETE);
+        let has = |family: Family| text.phrase(family) > 0.5;
+        let compound = has(Family::NeverRefuse) && has(Family::AlwaysComplete);
         memory.compound += u32::from(compound);
     }
 

@@ -10,10 +10,11 @@ use serde::{Deserialize, Serialize};
 use crate::detector::{Context, Detector, Pace};
 use crate::finding::{Finding, ramp};
 use crate::merge_fields;
-use crate::seen::{Seen, phrase};
+use crate::seen::Seen;
 
 /// Invisible characters in one prompt that are more than a stray one.
 const MANY: u32 = 4;
+use crate::text::Family;
 
 /// The detector.
 #[derive(Debug)]
@@ -42,7 +43,7 @@ impl Detector for Watermark {
     fn note(memory: &mut Memory, seen: &Seen) {
         memory.stray += u32::from(seen.text.invisible > 0);
         memory.many += u32::from(seen.text.invisible >= MANY);
-        memory.verbatim += u32::from(seen.text.phrases[phrase::VERBATIM] > 0.5);
+        memory.verbatim += u32::from(seen.text.phrases[Family::Verbatim.index()] > 0.5);
     }
 
     fn judge(memory: &Memory, context: &Context<'_>) -> Finding {
