@@ -93,6 +93,8 @@ pub struct Engine {
     policy: Arc<Policy>,
     facts: Arc<Facts>,
     key: Key,
+    /// Accounts and organisations that are never judged, by their hashes.
+    allowed: Vec<u64>,
     learnt: Learnt,
     muted: Muted,
     accounts: Generations<Box<Account>>,
@@ -111,9 +113,12 @@ impl Engine {
                 muted[*family as usize] = true;
             }
         }
+        let allow = policy.allow.accounts.iter().chain(&policy.allow.organisations);
+        let allowed = allow.map(|id| keyed::hash(&key, id.as_bytes())).collect();
         Self {
             facts,
             key,
+            allowed,
             learnt: Learnt::default(),
             muted,
             accounts: Generations::new(policy.memory.accounts_max),
@@ -357,7 +362,8 @@ impl Engine {
         let findings = account.memories.judge(&context, |name| self.policy.enabled(name));
         let weight = |name: &str| self.policy.weight(name);
         let contributions = fusion::contributions(findings, self.policy.fusion.k, weight);
-        let allowed = self.policy.allow.accounts.iter().any(|id| id == account.id.as_str());
+        let organisation = account.memory.known.organisation;
+        let allowed = self.allowed.iter().any(|id| *id == key || Some(*id) == organisation);
         let suspicion = if allowed { 0.0 } else { fusion::suspicion(&contributions) };
         let cluster = self.cluster(key, account, &ties);
         for edge in ties.edges.iter().filter(|edge| edge.weight >= FIRM) {

@@ -40,7 +40,7 @@ impl Tier {
 
 /// Where the tiers begin, and how slowly one comes down.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Thresholds {
     /// Least suspicion of `low`.
     pub low: f64,

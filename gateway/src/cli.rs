@@ -3,6 +3,7 @@
 pub mod check;
 pub mod demo;
 pub mod fingerprint;
+pub mod replay;
 pub mod run;
 
 use std::io::Write;
@@ -33,12 +34,14 @@ enum Command {
         #[arg(long)]
         upgrade: bool,
     },
-    /// Check configuration files; prints every error with file, line and key.
+    /// Check configuration and policy files; prints every error with file, line and key.
     Check {
         /// Files to check.
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
+    /// Judge recorded traffic, offline, with the engine that judges live traffic.
+    Replay(replay::Options),
     /// Print the TLS fingerprints in a ClientHello or a packet capture.
     Fingerprint {
         /// A raw ClientHello, or a pcap or pcapng file.
@@ -69,6 +72,7 @@ pub fn main() -> ExitCode {
                 Err(error) => finish(Err(error.to_string())),
             }
         }
+        Command::Replay(options) => finish(replay::run(&options, &mut out)),
         Command::Fingerprint { file, json } => {
             finish(fingerprint::run(&file, json, &mut out).map_err(|error| error.to_string()))
         }

@@ -1,12 +1,15 @@
-//! `stillgate check FILE...`: says everything that is wrong with configuration files.
+//! `stillgate check FILE...`: says everything that is wrong with configuration and policy files.
 //!
 //! It runs in front of a restart or a deployment, so it does what `run` does up to the point of
 //! binding addresses: keys, tokens and certificates are read too. Errors and warnings go to
 //! stderr, one a line with file, line and key; the exit code says whether any file has an error.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use detectors::list::LIST;
+
+use super::replay::load_policy;
 use crate::config::{Config, file};
 
 /// All files are in order.
@@ -25,6 +28,20 @@ pub fn run(files: &[PathBuf], out: &mut impl Write, err: &mut impl Write) -> io:
     }
     let mut exit = EXIT_OK;
     for path in files {
+        if is_policy(path) {
+            match load_policy(path) {
+                Ok(policy) => {
+                    let on = LIST.iter().filter(|entry| policy.enabled(entry.name)).count();
+                    let off = LIST.len() - on;
+                    writeln!(out, "{}: ok ({on} detectors on, {off} off)", path.display())?;
+                }
+                Err(faults) => {
+                    exit = EXIT_ERROR;
+                    writeln!(err, "{faults}")?;
+                }
+            }
+            continue;
+        }
         match file::load(path) {
             Ok(config) => {
                 for warning in &config.warnings {
@@ -41,6 +58,20 @@ pub fn run(files: &[PathBuf], out: &mut impl Write, err: &mut impl Write) -> io:
         }
     }
     Ok(exit)
+}
+
+/// Whether a file is a policy: it has one of a policy's tables and none that only a configuration
+/// has. What cannot be read or parsed is reported as a configuration.
+fn is_policy(path: &Path) -> bool {
+    let Ok(text) = std::fs::read_to_string(path) else { return false };
+    let has = |tables: &[&str]| {
+        text.lines().any(|line| {
+            let table = line.trim().trim_start_matches('[').split([']', '.']).next().unwrap_or("");
+            line.trim().starts_with('[') && tables.contains(&table.trim())
+        })
+    };
+    has(&["fusion", "tiers", "detector", "allow", "memory"])
+        && !has(&["listener", "upstream", "route", "identity", "admin"])
 }
 
 fn summary(config: &Config) -> String {
@@ -104,6 +135,20 @@ mod tests {
         assert_eq!(exit, EXIT_OK);
         assert!(out.contains("1 warning)"), "{out}");
         assert!(err.contains("upstream.spare: no route leads to it (warning)"), "{err}");
+    }
+
+    #[test]
+    fn a_policy_is_known_by_its_tables() {
+        let directory = TestDirectory::new();
+        let (good, bad) = (directory.path().join("good.toml"), directory.path().join("bad.toml"));
+        std::fs::write(&good, "[detector.cot]\nenabled = false\n").unwrap();
+        std::fs::write(&bad, "[tiers]\nlow = 0.4\nlowe = 0.3\n").unwrap();
+        let (exit, out, err) = check(std::slice::from_ref(&good));
+        assert_eq!((exit, err.as_str()), (EXIT_OK, ""));
+        assert_eq!(out, format!("{}: ok (16 detectors on, 1 off)\n", good.display()));
+        let (exit, _, err) = check(std::slice::from_ref(&bad));
+        assert_eq!(exit, EXIT_ERROR);
+        assert!(err.starts_with(&format!("{}:3: unknown field `lowe`", bad.display())), "{err}");
     }
 
     #[test]

@@ -26,6 +26,7 @@ use crate::gateway::Gateway;
 use crate::listener::ListenerApp;
 use crate::listener::tls::{CertificateStore, key_log_wanted, server_config};
 use crate::metrics::Metrics;
+use crate::network::NetworkStore;
 use crate::upstream::UpstreamPool;
 
 /// Log levels of the libraries that see what clients and upstreams send.
@@ -126,6 +127,8 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
     }
     let watched = Certificates { stores: certificates, metrics: metrics.clone() };
     server.add_service(background_service("certificates", watched));
+    let networks = Networks { store: config.networks.clone() };
+    server.add_service(background_service("networks", networks));
     let for_readiness = gateway.clone();
     let admin =
         AdminState::new(metrics, gateway.exchanges.clone(), &config.admin.token, move || {
@@ -208,6 +211,18 @@ struct Jwks {
 impl BackgroundService for Jwks {
     async fn start(&self, shutdown: ShutdownWatch) {
         self.source.clone().keep_fresh(shutdown).await;
+    }
+}
+
+/// Watches the files that name networks.
+struct Networks {
+    store: Arc<NetworkStore>,
+}
+
+#[async_trait]
+impl BackgroundService for Networks {
+    async fn start(&self, shutdown: ShutdownWatch) {
+        self.store.clone().watch(shutdown).await;
     }
 }
 
