@@ -18,9 +18,7 @@ mod source;
 mod topics;
 
 pub use archetypes::{Archetypes, KINDS_MAX, Nearness};
-pub use embedding::{
-    DIMENSIONS, Embedding, OPENING_TOKENS, TOKENS_MAX, Table, TableError, compact_cosine, simhash,
-};
+pub use embedding::{DIMENSIONS, Embedding, OPENING_TOKENS, TOKENS_MAX, Table, TableError};
 pub use normalise::{Folded, HEAD_BYTES, TAIL_BYTES, Tricks, fold};
 pub use phrases::{FAMILIES, Family, Phrases};
 pub use reading::{Reading, TextFacts, TextFactsError};

@@ -299,64 +299,6 @@ impl Embedding {
         let cosine = dot as f32 / (f32::from(UNIT) * f32::from(UNIT));
         cosine.clamp(-1.0, 1.0)
     }
-
-    /// A byte per dimension, scaled so that the largest is 127: small enough to keep per exchange.
-    #[must_use]
-    pub fn compact(&self) -> [i8; DIMENSIONS] {
-        let peak = self.0.iter().map(|n| i32::from(n.unsigned_abs())).max().unwrap_or(0).max(1);
-        self.0.map(|n| {
-            // Rounded half away from zero.
-            let rounded = (i32::from(n) * 254 + peak * i32::from(n.signum())) / (2 * peak);
-            #[expect(clippy::cast_possible_truncation, reason = "within -127 to 127")]
-            let byte = rounded as i8;
-            byte
-        })
-    }
-}
-
-/// The cosine of the angle between two compact vectors, -1 to 1; 0 where one of them is zero.
-#[must_use]
-pub fn compact_cosine(a: &[i8; DIMENSIONS], b: &[i8; DIMENSIONS]) -> f32 {
-    let dot = |a: &[i8; DIMENSIONS], b: &[i8; DIMENSIONS]| {
-        a.iter().zip(b).map(|(&a, &b)| i32::from(i16::from(a) * i16::from(b))).sum::<i32>()
-    };
-    let squares = f64::from(dot(a, a)) * f64::from(dot(b, b));
-    if squares == 0.0 {
-        return 0.0;
-    }
-    #[expect(clippy::cast_possible_truncation, reason = "a cosine")]
-    let cosine = (f64::from(dot(a, b)) / squares.sqrt()) as f32;
-    cosine.clamp(-1.0, 1.0)
-}
-
-/// Sixty-four signs of a compact vector against fixed hyperplanes: texts that mean alike differ in
-/// few bits, about `64 * angle / 180`.
-#[must_use]
-pub fn simhash(compact: &[i8; DIMENSIONS]) -> u64 {
-    let mut bits = 0;
-    for bit in 0..64_u64 {
-        let mut sum = 0_i32;
-        for (group, numbers) in (0_u64..).zip(compact.chunks_exact(64)) {
-            // A hyperplane is 256 signs; each mixed word gives 64 of them.
-            let signs = mix(bit * 4 + group);
-            for (at, &number) in numbers.iter().enumerate() {
-                let number = i32::from(number);
-                // Negated where the sign's bit is set: `(n ^ -1) + 1`.
-                let flip = -i32::from(signs >> at & 1 == 1);
-                sum += (number ^ flip) - flip;
-            }
-        }
-        bits |= u64::from(sum > 0) << bit;
-    }
-    bits
-}
-
-/// SplitMix64's finaliser: the hyperplanes are its first 256 outputs.
-fn mix(n: u64) -> u64 {
-    let mut z = (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 fn index(bytes: &[u8], rows: usize) -> Result<(Vec<Slot>, usize), TableError> {
@@ -422,6 +364,14 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 pub(super) mod tests {
     use super::*;
 
+    /// SplitMix64's finaliser, for numbers that look like anything.
+    fn mix(n: u64) -> u64 {
+        let mut z = (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
     /// A table of given pieces, each with a vector of its own.
     pub(crate) fn table_of(pieces: &[&str]) -> Vec<u8> {
         let vocabulary: String = pieces.iter().flat_map(|p| [p, "\n"]).collect();
@@ -480,19 +430,5 @@ pub(super) mod tests {
         assert_eq!(broken(&|b| b[23] = 255), Some(TableError::Length));
         assert_eq!(broken(&|b| b.push(0)), Some(TableError::Length));
         assert_eq!(broken(&|b| *b.last_mut().unwrap() ^= 1), Some(TableError::Checksum));
-    }
-
-    #[test]
-    fn compact_vectors_keep_the_angle() {
-        let table = Table::parse(table_of(&["a", "b", "c", "d"])).unwrap();
-        let (x, y) = (table.embed("a b c"), table.embed("b c d d"));
-        let difference = x.cosine(&y) - compact_cosine(&x.compact(), &y.compact());
-        assert!(difference.abs() < 0.01, "{difference}");
-        assert_eq!(compact_cosine(&[0; DIMENSIONS], &x.compact()), 0.0);
-        let near = simhash(&table.embed("a b c d d d d d d").compact());
-        let far = simhash(&table.embed("a").compact());
-        let d = simhash(&table.embed("d").compact());
-        assert!((near ^ d).count_ones() < (far ^ d).count_ones());
-        assert_eq!(simhash(&[0; DIMENSIONS]), 0);
     }
 }

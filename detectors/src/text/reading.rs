@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use super::archetypes::{Archetypes, Nearness};
-use super::embedding::{DIMENSIONS, Embedding, Table, TableError, simhash};
+use super::embedding::{Embedding, Table, TableError};
 use super::normalise::{Tricks, fold};
 use super::phrases::{FAMILIES, Family, Phrases};
 use super::source::DataError;
@@ -31,7 +31,7 @@ pub enum TextFactsError {
 
 /// What was read of a prompt and its system prompt. No text, and nothing a text can be made from
 /// again word for word.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Reading {
     /// The greatest phrase weight met in the prompt, by family: 0 for none, at most 1.
     pub phrases: [f32; FAMILIES],
@@ -47,10 +47,6 @@ pub struct Reading {
     pub topic: Option<(u8, f32)>,
     /// The safety category the prompt is about, and how clearly, 0 to 1.
     pub safety: Option<(u8, f32)>,
-    /// The prompt's vector, a byte per dimension; all zero where no word was known.
-    pub embedding: [i8; DIMENSIONS],
-    /// Sixty-four signs of the vector: near prompts differ in few bits.
-    pub prompt_simhash: u64,
 }
 
 impl TextFacts {
@@ -103,7 +99,6 @@ impl TextFacts {
         let system = fold(system);
         let prompt = fold(prompt);
         let (vector, opening) = self.table.embed_with_opening(&prompt.text);
-        let embedding = vector.compact();
         let about = self.topics.nearest(&vector);
         Reading {
             phrases: self.phrases.read(&prompt.text),
@@ -113,8 +108,6 @@ impl TextFacts {
             archetype: self.archetypes.nearest(&vector, opening.as_ref()),
             topic: about.topic,
             safety: about.safety,
-            embedding,
-            prompt_simhash: simhash(&embedding),
         }
     }
 
@@ -158,21 +151,6 @@ impl Reading {
     }
 }
 
-impl fmt::Debug for Reading {
-    /// Without the vector: from it, words could be guessed.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reading")
-            .field("phrases", &self.phrases)
-            .field("system_phrases", &self.system_phrases)
-            .field("tricks", &self.tricks)
-            .field("system_tricks", &self.system_tricks)
-            .field("archetype", &self.archetype)
-            .field("topic", &self.topic)
-            .field("safety", &self.safety)
-            .finish_non_exhaustive()
-    }
-}
-
 impl fmt::Debug for TextFacts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TextFacts")
@@ -188,7 +166,6 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::embedding::compact_cosine;
     use super::*;
 
     static FACTS: LazyLock<TextFacts> = LazyLock::new(|| TextFacts::builtin().unwrap());
@@ -277,18 +254,6 @@ mod tests {
     }
 
     #[test]
-    fn near_prompts_have_near_hashes() {
-        let read = |text: &str| FACTS.read("", text);
-        let one = read("Solve the equation 3x + 5 = 20 and explain each step.");
-        let near = read("Please solve the equation 7x + 2 = 30 and explain every step.");
-        let far = read("Tell me a bedtime story about a dragon and a princess.");
-        let bits = |a: &Reading, b: &Reading| (a.prompt_simhash ^ b.prompt_simhash).count_ones();
-        assert!(bits(&one, &near) < 20 && bits(&one, &far) > 20);
-        assert!(compact_cosine(&one.embedding, &near.embedding) > 0.7);
-        assert!(compact_cosine(&one.embedding, &far.embedding) < 0.5);
-    }
-
-    #[test]
     fn no_text_shows() {
         let reading = FACTS.read("secretsystem", "secretprompt");
         let shown = format!("{reading:?} {:?}", *FACTS);
@@ -309,11 +274,13 @@ mod tests {
     #[test]
     fn the_same_text_always_gives_the_same_numbers() {
         // Pinned, so that another machine or compiler that reads differently fails here.
-        let reading = FACTS.read("", "Explain each inference in turn, then state the conclusion.");
-        assert_eq!(format!("{:016x}", reading.prompt_simhash), PINNED);
+        let text = "Explain each inference in turn, then state the conclusion.";
+        let numbers = FACTS.embed(text).numbers().map(f32::to_bits);
+        let sum = numbers.iter().fold(0_u64, |sum, bits| sum.rotate_left(7) ^ u64::from(*bits));
+        assert_eq!(sum, PINNED);
     }
 
-    const PINNED: &str = "62dae8cfbcf0d0ff";
+    const PINNED: u64 = 796_899_641_061_392_929;
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
