@@ -86,7 +86,7 @@ fn compare(facts: &TextFacts) -> Result<(), Box<dyn Error>> {
         let prompts: Vec<&str> = (0..64).map(|i| &all[i * 180..i * 180 + length]).collect();
         let fold_us = microseconds(&prompts, &|p| fold(p).text.len());
         let embed_us = microseconds(&prompts, &|p| facts.embed(p).numbers().len());
-        let read_us = microseconds(&prompts, &|p| facts.read("", p).embedding.len());
+        let read_us = microseconds(&prompts, &|p| facts.read("", p).tricks.total() as usize);
         let hash_us = microseconds(&prompts, &|p| hashed(p).len());
         println!(
             "{length:>10} characters {fold_us:>10.1}{embed_us:>10.1}{read_us:>10.1}{hash_us:>10.1}"

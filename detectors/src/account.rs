@@ -292,6 +292,17 @@ impl Memory {
         ramp(talks, 0.0, 0.4) * thoughtful
     }
 
+    /// Exchanges a second over the recent ones.
+    #[must_use]
+    pub fn rate(&self) -> f64 {
+        let (first, last) = (self.recent.iter().next(), self.recent.iter().next_back());
+        let span_ms = match (first, last) {
+            (Some(first), Some(last)) => last.at_ms - first.at_ms,
+            _ => 0,
+        };
+        self.recent.len() as f64 / (span_ms as f64 / 1000.0).max(1.0)
+    }
+
     /// Bytes on the heap.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {

@@ -23,7 +23,9 @@ const NATS_MIN: f64 = 0.7;
 const EVEN_NATS: f64 = 6.0;
 const SURER_NATS: f64 = 0.8;
 /// A tie less likely than this is none.
-const WEIGHT_MIN: f64 = 0.05;
+const WEIGHT_MIN: f64 = 0.3;
+/// Shared seconds speak as far as they are so many times more than chance would give.
+const OVER_CHANCE: f64 = 5.0;
 /// Least nats of a kind of evidence that makes it count as independent evidence.
 const KIND_NATS_MIN: f64 = 0.9;
 
@@ -161,16 +163,20 @@ pub fn ties<'a>(
     neighbour: impl Fn(u64) -> Option<Neighbour<'a>>,
 ) -> Ties {
     let mut edges: Vec<Edge> = Vec::new();
-    for (key, evidence) in candidates(account, memory, pivots, muted, customers) {
+    for (key, mut evidence) in candidates(account, memory, pivots, muted, customers) {
+        let Some(other) = neighbour(key).filter(|other| !memory.same_customer(other.memory)) else {
+            continue;
+        };
+        // Whoever asks every second shares every second with everybody.
+        let seconds = f64::from(evidence.shared[Family::Second as usize]);
+        let chance = memory.seconds.len() as f64 * other.memory.rate().min(1.0);
+        evidence.nats[Family::Second as usize] *= 1.0 - (OVER_CHANCE * chance / seconds).min(1.0);
         let (kinds, nats) = weigh(&evidence, memory);
-        let independent = kinds.iter().filter(|nats| f64::from(**nats) >= KIND_NATS_MIN).count();
+        let independent = independent(&kinds);
         let weight = 1.0 / (1.0 + ((EVEN_NATS - nats) / SURER_NATS).exp());
         if independent < 2 || weight < WEIGHT_MIN {
             continue;
         }
-        let Some(other) = neighbour(key).filter(|other| !memory.same_customer(other.memory)) else {
-            continue;
-        };
         let customer = other.memory.customer(key);
         edges.push(Edge { account: key, customer, kinds, nats, weight });
     }
@@ -204,6 +210,21 @@ pub fn ties<'a>(
     ties.by_kind.iter_mut().for_each(|mass| *mass *= company);
     ties.hosting = if weights > 0.0 { hosting / weights } else { 0.0 };
     ties
+}
+
+/// Kinds that speak, where those with one cause count once: what is asked, and when it is asked
+/// again, both follow from a public list of questions.
+fn independent(kinds: &[f32; Kind::ALL.len()]) -> usize {
+    let speaks = |kind: Kind| f64::from(kinds[kind as usize]) >= KIND_NATS_MIN;
+    let groups: [&[Kind]; 6] = [
+        &[Kind::Place],
+        &[Kind::Task, Kind::Together],
+        &[Kind::Software],
+        &[Kind::Preambles],
+        &[Kind::Time],
+        &[Kind::Birth, Kind::Resolver],
+    ];
+    groups.iter().filter(|group| group.iter().any(|kind| speaks(*kind))).count()
 }
 
 /// Evidence by kind from evidence by family, and all of it. The factors say what a nat of rarity

@@ -40,7 +40,7 @@ impl Detector for Biometric {
             + 0.2 * ramp(lengths, 0.3, 0.1)
             + 0.4 * ramp(framed, 0.3, 0.9);
         let known = ramp(f64::from(account.prompted), 3.0, 12.0);
-        Finding::new(Self::NAME, strength, known * context.ties.confidence(0.25)).because(
+        Finding::new(Self::NAME, strength, known * context.ties.confidence(0.12)).because(
             context.explain,
             || {
                 format!(

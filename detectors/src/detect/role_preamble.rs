@@ -2,7 +2,8 @@
 //! different customers.
 //!
 //! Sees the compound of "never refuse" and "always complete", and collisions of keyed hashes of
-//! system prompts. A public agent's prompt is shared by thousands and ties nobody; two customers
+//! system prompts, and a rotation of them. A public agent's prompt is shared by thousands and ties
+//! nobody; two customers
 //! that have *several* rare prompts in common are another matter.
 //!
 //! Source: threat model T-DIST-011.
@@ -50,13 +51,16 @@ impl Detector for RolePreamble {
         let compound = ramp(f64::from(memory.compound) / prompts, 0.0, 0.5);
         let shared = context.ties.of(Kind::Preambles);
         let collision = 1.0 - (1.0 + shared).powf(-1.2);
-        let alone = compound * context.seen(3.0) * context.ties.confidence(0.5);
+        // A product has one system prompt or two; few have a new one every other time.
+        let kept = context.account.systems.len() as f64;
+        let rotation = 0.5 * ramp(kept / prompts.min(12.0), 0.2, 0.5) * ramp(kept, 2.0, 6.0);
+        let alone = compound.max(rotation) * context.seen(3.0) * context.ties.confidence(0.4);
         Finding::new(Self::NAME, 1.0 - (1.0 - alone) * (1.0 - collision), 1.0).because(
             context.explain,
             || {
                 format!(
                     "{} prompts under a preamble that forbids refusing and demands completeness; \
-                     several rare system prompts in common with {shared:.1} tied customers",
+                     {kept:.0} system prompts of late; several rare system prompts in common with {shared:.1} tied customers",
                     memory.compound
                 )
             },

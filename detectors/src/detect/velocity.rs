@@ -39,7 +39,7 @@ impl Detector for Velocity {
         let sustained = ramp(f64::from(hour) / 60.0, 1.0, 15.0);
         let fresh = ramp(age_days, 21.0, 2.0);
         let strength = (0.5 * fast + 0.5 * sustained) * (0.3 + 0.7 * fresh);
-        Finding::new(Self::NAME, strength, context.ties.confidence(0.3)).because(
+        Finding::new(Self::NAME, strength, context.ties.confidence(0.2)).because(
             context.explain,
             || {
                 format!(
