@@ -29,6 +29,9 @@ const RELEASES_MAX: usize = 64;
 const LOOKUP_S: u32 = 86_400;
 /// Ties at least this likely hand on a cluster, and have the other side judged again.
 const FIRM: f64 = 0.5;
+/// What is rare is told against so many customers at least: of the first few that a gateway sees,
+/// every value would be common.
+const CUSTOMERS_MIN: f64 = 2_000.0;
 /// Tied customers from which on an account is in a cluster.
 const CLUSTER_MASS_MIN: f64 = 0.4;
 
@@ -338,7 +341,7 @@ impl Engine {
     }
 
     fn ties(&self, key: u64, account: &Account) -> Ties {
-        let customers = self.accounts.len() as f64;
+        let customers = (self.accounts.len() as f64).max(CUSTOMERS_MIN);
         ties::ties(key, &account.memory, &self.pivots, &self.muted, customers, |other| {
             self.accounts.get(other).map(|held| Neighbour {
                 memory: &held.memory,

@@ -462,7 +462,11 @@ fn last_lines(log: &str) -> String {
 }
 
 /// The binary: `STILLGATE_BIN`, or the one beside the folder of the test executable.
-fn binary() -> PathBuf {
+///
+/// # Panics
+/// If it is not there.
+#[must_use]
+pub fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("STILLGATE_BIN") {
         return PathBuf::from(path);
     }

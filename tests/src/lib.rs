@@ -18,7 +18,7 @@ pub mod streams;
 pub mod upstream;
 
 pub use authority::{Authority, Identity};
-pub use gateway::{Gateway, GatewayBuilder, free_port};
+pub use gateway::{Gateway, GatewayBuilder, binary, free_port};
 pub use provider::{Provider, Received};
 pub use upstream::RawUpstream;
 
