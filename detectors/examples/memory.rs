@@ -64,7 +64,8 @@ fn measure(accounts: u32, median: f64) {
     // A full young generation would let the old one go: here all accounts are to stay.
     policy.memory.accounts_max = 2 * accounts as usize;
     let before = resident();
-    let mut engine = Engine::new(Arc::new(policy), Arc::new(Facts::builtin()), [3; 16]);
+    let mut engine =
+        Engine::new(Arc::new(policy), Arc::new(Facts::builtin().expect("shipped tables")), [3; 16]);
     for account in 0..accounts {
         engine.observe(&Event::Profile(world.profile(account)));
     }

@@ -13,16 +13,22 @@ use crate::sketch::{Activity, Histogram, Latest, Mark, Merge, Moments, Timed};
 pub const SLOT_S: u32 = 300;
 
 /// A recent exchange.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Recent {
-    /// Hash of its name.
-    pub id: u64,
     /// Arrival, unix milliseconds.
     pub at_ms: u64,
+    /// Hash of its name.
+    pub id: u32,
     /// How long the answer took, milliseconds.
     pub duration_ms: u32,
+    /// Hash of the prompt; 0 where it is too short.
+    pub prompt: u32,
+    /// Hashes of the paragraphs at its ends; 0 where there is none.
+    pub frames: [u32; 2],
     /// Hash of the prompt's first words.
     pub opening: u32,
+    /// Hash of model and sampling settings.
+    pub settings: u32,
     /// Length of the prompt in characters.
     pub prompt_chars: u16,
     /// Capability category plus one; 0 where none was found.
@@ -33,20 +39,36 @@ impl Recent {
     /// When its answer had ended, unix milliseconds.
     #[must_use]
     pub fn end_ms(&self) -> u64 {
-        self.at_ms + u64::from(self.duration_ms)
+        self.at_ms.saturating_add(u64::from(self.duration_ms))
+    }
+
+    /// When it arrived, unix seconds.
+    #[must_use]
+    pub fn at_s(&self) -> u32 {
+        u32::try_from(self.at_ms / 1000).unwrap_or(u32::MAX)
+    }
+
+    /// Its second of arrival with its settings, as a shared value.
+    #[must_use]
+    pub fn second(&self) -> u64 {
+        (u64::from(self.at_s()) << 32 | u64::from(self.settings))
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 }
 
 impl Timed for Recent {
     fn key(&self) -> u64 {
-        self.id
+        u64::from(self.id)
     }
 
     fn at(&self) -> u64 {
         self.at_ms
     }
 
-    fn join(&mut self, _: &Self) {}
+    fn join(&mut self, other: &Self) {
+        // Two exchanges of one name are one exchange told twice; either will do, but always the same.
+        *self = (*self).max(*other);
+    }
 }
 
 /// What happened in one slot of [`SLOT_S`] seconds.
@@ -56,8 +78,6 @@ pub struct Slot {
     pub slot: u32,
     /// First arrival, in milliseconds after the slot's begin.
     pub first_ms: u32,
-    /// Last arrival, in milliseconds after the slot's begin.
-    pub last_ms: u32,
     /// Exchanges.
     pub count: u32,
 }
@@ -73,45 +93,7 @@ impl Timed for Slot {
 
     fn join(&mut self, other: &Self) {
         self.first_ms = self.first_ms.min(other.first_ms);
-        self.last_ms = self.last_ms.max(other.last_ms);
         self.count = self.count.saturating_add(other.count);
-    }
-}
-
-/// A paragraph that may be a template's frame: it is one once different texts came with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Frame {
-    /// Hash of the paragraph.
-    pub key: u64,
-    /// Last seen, unix seconds.
-    pub at_s: u32,
-    /// Exchanges that came with it.
-    pub count: u32,
-    /// Smallest and largest hash of a whole text that came with it.
-    pub texts: (u64, u64),
-}
-
-impl Frame {
-    /// Whether different texts came with it.
-    #[must_use]
-    pub fn varies(&self) -> bool {
-        self.texts.0 != self.texts.1
-    }
-}
-
-impl Timed for Frame {
-    fn key(&self) -> u64 {
-        self.key
-    }
-
-    fn at(&self) -> u64 {
-        u64::from(self.at_s)
-    }
-
-    fn join(&mut self, other: &Self) {
-        self.at_s = self.at_s.max(other.at_s);
-        self.count = self.count.saturating_add(other.count);
-        self.texts = (self.texts.0.min(other.texts.0), self.texts.1.max(other.texts.1));
     }
 }
 
@@ -166,25 +148,19 @@ pub struct Memory {
     /// Recent exchanges.
     pub recent: Latest<Recent, 16>,
     /// Recent slots of activity.
-    pub slots: Latest<Slot, 32>,
+    pub slots: Latest<Slot, 24>,
     /// Hours of activity.
     pub hours: Activity,
     /// Addresses.
     pub addresses: Latest<Mark, 6>,
     /// Subnets.
     pub subnets: Latest<Mark, 6>,
-    /// Prompts that somebody else may send too.
-    pub prompts: Latest<Mark, 16>,
-    /// Template frames.
-    pub frames: Latest<Frame, 8>,
     /// System prompts.
     pub systems: Latest<Mark, 12>,
     /// Client shapes.
     pub shapes: Latest<Mark, 4>,
     /// Software with settings.
     pub rigs: Latest<Mark, 4>,
-    /// Seconds of arrival with settings.
-    pub seconds: Latest<Mark, 16>,
     /// Encrypted resolvers.
     pub resolvers: Latest<Mark, 2>,
     /// Exchanges by kind of network.
@@ -215,13 +191,9 @@ impl Memory {
     /// Takes in an exchange.
     pub fn note(&mut self, seen: &Seen) {
         let at_s = seen.at_s();
-        let slot = Slot {
-            slot: at_s / SLOT_S,
-            first_ms: (seen.at_ms % (u64::from(SLOT_S) * 1000)) as u32,
-            last_ms: (seen.at_ms % (u64::from(SLOT_S) * 1000)) as u32,
-            count: 1,
-        };
-        let mark = |key: u64| Mark { key, at_s };
+        let slot_ms = u64::from(SLOT_S) * 1000;
+        let slot = Slot { slot: at_s / SLOT_S, first_ms: (seen.at_ms % slot_ms) as u32, count: 1 };
+        let mark = |key: u64| Mark::new(key, at_s);
         self.requests = self.requests.saturating_add(1);
         self.span.add(seen.at_ms);
         self.slots.add(&slot);
@@ -232,26 +204,21 @@ impl Memory {
         self.rigs.add(&mark(seen.rig));
         self.networks.add(seen.network as usize);
         self.recent.add(&Recent {
-            id: seen.id,
             at_ms: seen.at_ms,
+            id: seen.id,
             duration_ms: seen.duration_ms,
+            prompt: seen.prompt,
+            frames: seen.frames,
             opening: seen.opening,
+            settings: seen.settings,
             prompt_chars: u16::try_from(seen.prompt_chars).unwrap_or(u16::MAX),
             topic: seen.text.topic.map_or(0, |(topic, _)| topic + 1),
         });
-        self.seconds.add(&mark(seen.second));
         if let Some(resolver) = seen.resolver {
             self.resolvers.add(&mark(resolver));
         }
         if let Some(system) = seen.system {
             self.systems.add(&mark(system));
-        }
-        if let Some(prompt) = seen.prompt {
-            self.prompts.add(&mark(prompt));
-        }
-        for key in seen.frames.into_iter().flatten() {
-            let text = seen.prompt.unwrap_or(0);
-            self.frames.add(&Frame { key, at_s, count: 1, texts: (text, text) });
         }
         if seen.status == 200 {
             self.completion.add(seen.completion_tokens);
@@ -269,6 +236,29 @@ impl Memory {
         self.with_system += u32::from(seen.system.is_some());
         self.streamed += u32::from(seen.stream);
         self.prompt_chars.add(seen.prompt_chars);
+    }
+
+    /// Templates among the recent exchanges: paragraphs that came with different texts, each with
+    /// how many came with it.
+    #[must_use]
+    pub fn templates(&self) -> Vec<(u32, u32)> {
+        let mut uses: Vec<(u32, u32)> = self
+            .recent
+            .iter()
+            .flat_map(|recent| recent.frames.map(|frame| (frame, recent.prompt)))
+            .filter(|(frame, _)| *frame != 0)
+            .collect();
+        uses.sort_unstable();
+        let same = uses.chunk_by(|a, b| a.0 == b.0);
+        let varied = same.filter(|uses| uses.first().map(|u| u.1) != uses.last().map(|u| u.1));
+        varied.map(|uses| (uses[0].0, uses.len() as u32)).collect()
+    }
+
+    /// Share of the recent exchanges under the template that most came under, 0..1.
+    #[must_use]
+    pub fn framed(&self) -> f64 {
+        let most = self.templates().iter().map(|(_, count)| *count).max().unwrap_or(0);
+        f64::from(most) / self.recent.len().max(1) as f64
     }
 
     /// How much this looks like somebody at a keyboard, 0..1: conversations that grow, with time to
@@ -312,9 +302,6 @@ impl Memory {
             + self.systems.heap_bytes()
             + self.recent.heap_bytes()
             + self.slots.heap_bytes()
-            + self.prompts.heap_bytes()
-            + self.frames.heap_bytes()
-            + self.seconds.heap_bytes()
             + self.resolvers.heap_bytes()
     }
 
@@ -389,12 +376,9 @@ merge_fields!(Memory {
     hours,
     addresses,
     subnets,
-    prompts,
-    frames,
     systems,
     shapes,
     rigs,
-    seconds,
     resolvers,
     networks,
     prompted,

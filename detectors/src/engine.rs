@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::account::{self, Known};
+use crate::account::{self, Known, Recent};
 use crate::detector::Context;
 use crate::event::{DnsLookup, EnforcementAction, Event, Profile};
 use crate::facts::Facts;
@@ -27,8 +27,10 @@ use crate::ties::{self, Edge, Kind, Muted, Neighbour, Ties};
 const RELEASES_MAX: usize = 64;
 /// A lookup speaks for exchanges from its address so many seconds after.
 const LOOKUP_S: u32 = 86_400;
-/// Ties at least this likely hand on a cluster, and have the other side judged again.
+/// Ties at least this likely have the other side judged again.
 const FIRM: f64 = 0.5;
+/// Ties at least this likely hand on a cluster.
+const SAME_CLUSTER: f64 = 0.9;
 /// What is rare is told against so many customers at least: of the first few that a gateway sees,
 /// every value would be common.
 const CUSTOMERS_MIN: f64 = 2_000.0;
@@ -290,8 +292,8 @@ impl Engine {
         let address = crate::seen::address(lookup.ip, &self.key);
         let resolver = crate::seen::address(lookup.server, &self.key);
         let at_s = u32::try_from(lookup.at_ms / 1000).unwrap_or(u32::MAX);
-        *self.resolvers.touch(address, || Mark { key: resolver, at_s }) =
-            Mark { key: resolver, at_s };
+        let mark = Mark::new(resolver, at_s);
+        *self.resolvers.touch(address, || mark) = mark;
     }
 
     fn exchange(&mut self, observation: &Observation) -> Option<Decision> {
@@ -301,7 +303,7 @@ impl Engine {
         let at_s = seen.at_s();
         let lookup = self.resolvers.get(seen.address);
         let recent = lookup.filter(|mark| at_s.saturating_sub(mark.at_s) <= LOOKUP_S);
-        seen.resolver = recent.map(|mark| mark.key);
+        seen.resolver = recent.map(Mark::key);
         for (at_ms, model) in &self.releases {
             let hours = seen.at_ms.saturating_sub(*at_ms) as f32 / 3_600_000.0;
             if hours < 24.0 && seen.at_ms >= *at_ms {
@@ -316,20 +318,18 @@ impl Engine {
         account.memories.note(&seen);
         let customer = account.memory.customer(key);
         let due = account.stale || is_due(account.memory.requests, account.judged_at);
-        let frames = seen.frames.map(|frame| {
-            let kept = frame.and_then(|frame| account.memory.frames.get(frame));
-            kept.filter(|frame| frame.varies()).map(|frame| frame.key)
-        });
+        let some = |hash: u32| (hash != 0).then_some(u64::from(hash));
+        let second = account.memory.recent.get(u64::from(seen.id)).map(Recent::second);
         let shared = [
             (Family::Address, Some(seen.address)),
             (Family::Subnet, Some(seen.subnet)),
             (Family::Shape, Some(seen.shape)),
             (Family::Rig, Some(seen.rig)),
-            (Family::Second, Some(seen.second)),
-            (Family::Prompt, seen.prompt),
+            (Family::Second, second),
+            (Family::Prompt, some(seen.prompt)),
             (Family::System, seen.system),
-            (Family::Frame, frames[0]),
-            (Family::Frame, frames[1]),
+            (Family::Frame, some(seen.frames[0])),
+            (Family::Frame, some(seen.frames[1])),
             (Family::Resolver, seen.resolver),
         ];
         for (family, value) in shared {
@@ -404,7 +404,7 @@ impl Engine {
             return None;
         }
         let mut votes: Vec<(u64, f64)> = Vec::new();
-        for edge in ties.edges.iter().filter(|edge| edge.weight >= FIRM) {
+        for edge in ties.edges.iter().filter(|edge| edge.weight >= SAME_CLUSTER) {
             let Some(label) = self.accounts.get(edge.account).and_then(|other| other.cluster)
             else {
                 continue;

@@ -107,7 +107,7 @@ pub struct Crowd {
 
 impl Crowd {
     fn add(&mut self, account: u64, customer: u64, at_s: u32) {
-        self.members.add(&Mark { key: account, at_s });
+        self.members.add(&Mark::new(account, at_s));
         self.customers.add(customer);
         self.accounts.add(account);
     }
@@ -165,13 +165,31 @@ impl Pivot {
 }
 
 /// Keyed values in two generations, bounded.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Generations<V> {
     young: HashMap<u64, V, KeyedState>,
     old: HashMap<u64, V, KeyedState>,
+    /// A generation that was let go, and is dropped a little at a time: all at once would hold up
+    /// an exchange for as long as a million values take.
+    gone: Option<hashbrown::hash_map::IntoIter<u64, V>>,
     each_max: usize,
     evicted: u64,
 }
+
+impl<V: Clone> Clone for Generations<V> {
+    fn clone(&self) -> Self {
+        Self {
+            young: self.young.clone(),
+            old: self.old.clone(),
+            gone: None,
+            each_max: self.each_max,
+            evicted: self.evicted,
+        }
+    }
+}
+
+/// Values of a generation let go that are dropped at each touch.
+const DROPPED_AT_ONCE: usize = 4;
 
 impl<V> Generations<V> {
     /// Holds at most `max` values, and never fewer than the half last touched.
@@ -180,6 +198,7 @@ impl<V> Generations<V> {
         Self {
             young: HashMap::default(),
             old: HashMap::default(),
+            gone: None,
             each_max: (max / 2).max(1),
             evicted: 0,
         }
@@ -199,11 +218,18 @@ impl<V> Generations<V> {
 
     /// Puts the value among the young ones; `make` gives it where none is held.
     pub fn touch(&mut self, key: u64, make: impl FnOnce() -> V) -> &mut V {
+        if let Some(gone) = &mut self.gone
+            && gone.by_ref().take(DROPPED_AT_ONCE).count() < DROPPED_AT_ONCE
+        {
+            self.gone = None;
+        }
         if !self.young.contains_key(&key) {
             let value = self.old.remove(&key).unwrap_or_else(make);
             if self.young.len() >= self.each_max {
                 self.evicted += self.old.len() as u64;
-                self.old = std::mem::take(&mut self.young);
+                let fresh = HashMap::with_capacity_and_hasher(self.young.len(), KeyedState);
+                let old = std::mem::replace(&mut self.young, fresh);
+                self.gone = Some(std::mem::replace(&mut self.old, old).into_iter());
             }
             self.young.insert(key, value);
         }

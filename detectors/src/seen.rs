@@ -30,7 +30,7 @@ pub struct Seen {
     /// Arrival, unix milliseconds.
     pub at_ms: u64,
     /// Hash of the exchange's name.
-    pub id: u64,
+    pub id: u32,
     /// Address of the client.
     pub address: u64,
     /// Its IPv4 /24 or IPv6 /48.
@@ -42,16 +42,15 @@ pub struct Seen {
     /// Model that was asked.
     pub model: u64,
     /// Model and sampling settings.
-    pub settings: u64,
+    pub settings: u32,
     /// Software with model and settings.
     pub rig: u64,
     /// Client shape.
     pub shape: u64,
-    /// The exact prompt, where it is long enough.
-    pub prompt: Option<u64>,
-    /// First and last paragraph (or the opening words) around what may vary, each with the hash of
-    /// the whole.
-    pub frames: [Option<u64>; 2],
+    /// The exact prompt; 0 where it is too short.
+    pub prompt: u32,
+    /// First and last paragraph (or the opening words) around what may vary; 0 where there is none.
+    pub frames: [u32; 2],
     /// System prompt without the sentences that carry numbers.
     pub system: Option<u64>,
     /// The prompt's first words.
@@ -80,8 +79,6 @@ pub struct Seen {
     pub status: u16,
     /// How long the answer took, milliseconds.
     pub duration_ms: u32,
-    /// Second of arrival with the settings.
-    pub second: u64,
     /// The encrypted resolver that the address uses.
     pub resolver: Option<u64>,
     /// Hours since the model that was asked was released, where it was lately.
@@ -210,16 +207,16 @@ impl Seen {
         let history = conversation.turns.iter().any(|turn| turn.role == Role::Assistant);
         Self {
             at_ms: observation.at_ms,
-            id: keyed::hash(key, observation.id.as_bytes()),
+            id: short(key, &[observation.id.as_bytes()]),
             address: address(observation.ip, key),
             subnet: subnet(observation.ip, key),
             network: observation.network.kind,
             asn: observation.network.asn,
             model,
-            settings,
+            settings: (settings >> 32) as u32,
             rig: keyed::hash_parts(key, &[&software.to_le_bytes(), &settings.to_le_bytes()]),
             shape,
-            prompt: (text.len() >= PROMPT_BYTES_MIN).then(|| keyed::hash(key, text.as_bytes())),
+            prompt: if text.len() >= PROMPT_BYTES_MIN { short(key, &[text.as_bytes()]) } else { 0 },
             frames: frames(text, key),
             system: system(system_text, key),
             opening: opening(text, key),
@@ -235,10 +232,6 @@ impl Seen {
             completion_tokens: u32::try_from(usage.completion_tokens).unwrap_or(u32::MAX),
             status: observation.answer.status,
             duration_ms: u32::try_from(observation.answer.duration_ms).unwrap_or(u32::MAX),
-            second: keyed::hash_parts(
-                key,
-                &[&(observation.at_ms / 1000).to_le_bytes(), &settings.to_le_bytes()],
-            ),
             resolver: None,
             released_h: None,
             any_release: false,
@@ -325,11 +318,18 @@ fn fold(text: &str) -> String {
     out
 }
 
-fn frames(text: &str, key: &Key) -> [Option<u64>; 2] {
+/// A short hash, for what is one of few: never 0, which stands for nothing.
+fn short(key: &Key, parts: &[&[u8]]) -> u32 {
+    ((keyed::hash_parts(key, parts) >> 32) as u32).max(1)
+}
+
+fn frames(text: &str, key: &Key) -> [u32; 2] {
     let frame = |kind: u8, part: &str| {
         let part = part.trim();
-        (part.len() >= FRAME_BYTES_MIN && part.len() < text.len())
-            .then(|| keyed::hash_parts(key, &[&[kind], fold(part).as_bytes()]))
+        if part.len() < FRAME_BYTES_MIN || part.len() >= text.len() {
+            return 0;
+        }
+        short(key, &[&[kind], fold(part).as_bytes()])
     };
     match text.split_once("\n\n") {
         Some((first, _)) => {
@@ -338,7 +338,7 @@ fn frames(text: &str, key: &Key) -> [Option<u64>; 2] {
         }
         None => {
             let mut words = text.match_indices(' ');
-            [words.nth(7).and_then(|(end, _)| frame(2, &text[..end])), None]
+            [words.nth(7).map_or(0, |(end, _)| frame(2, &text[..end])), 0]
         }
     }
 }

@@ -265,24 +265,43 @@ impl<T: Timed, const N: usize> Latest<T, N> {
 
 impl<T: Timed, const N: usize> Merge for Latest<T, N> {
     fn merge(&mut self, other: &Self) {
-        for item in &other.0 {
-            self.add(item);
+        // What both hold is joined before anything is pushed out: the order must not matter.
+        for theirs in &other.0 {
+            match self.0.iter_mut().find(|mine| mine.key() == theirs.key()) {
+                Some(mine) => mine.join(theirs),
+                None => self.0.push(theirs.clone()),
+            }
         }
+        self.0.sort_unstable_by_key(|item| (item.at(), item.key()));
+        self.0.drain(..self.0.len().saturating_sub(N));
     }
 }
 
-/// A key and when it was last seen.
+/// A key and when it was last seen. Twelve bytes: accounts and pivots hold many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
-    /// The key.
-    pub key: u64,
+    key: [u32; 2],
     /// Unix seconds.
     pub at_s: u32,
 }
 
+impl Mark {
+    /// A key seen at a time.
+    #[must_use]
+    pub fn new(key: u64, at_s: u32) -> Self {
+        Self { key: [(key >> 32) as u32, key as u32], at_s }
+    }
+
+    /// The key.
+    #[must_use]
+    pub fn key(&self) -> u64 {
+        u64::from(self.key[0]) << 32 | u64::from(self.key[1])
+    }
+}
+
 impl Timed for Mark {
     fn key(&self) -> u64 {
-        self.key
+        Self::key(self)
     }
 
     fn at(&self) -> u64 {
@@ -455,7 +474,7 @@ mod tests {
         assert_monoid::<Distinct<8>>("distinct", |n, d| d.add(n.next(40)));
         assert_monoid::<Activity>("activity", |n, a| a.add(1000 + n.next(300) as u32));
         assert_monoid::<Latest<Mark, 6>>("latest", |n, l| {
-            l.add(&Mark { key: n.next(12), at_s: n.next(50) as u32 });
+            l.add(&Mark::new(n.next(12), n.next(50) as u32));
         });
     }
 
@@ -489,9 +508,9 @@ mod tests {
     fn the_latest_are_kept_in_order_of_time() {
         let mut latest = Latest::<Mark, 3>::default();
         for (key, at_s) in [(1, 10), (2, 30), (3, 20), (1, 40), (4, 5), (5, 25)] {
-            latest.add(&Mark { key, at_s });
+            latest.add(&Mark::new(key, at_s));
         }
-        let kept: Vec<_> = latest.iter().map(|mark| (mark.key, mark.at_s)).collect();
+        let kept: Vec<_> = latest.iter().map(|mark| (mark.key(), mark.at_s)).collect();
         assert_eq!(kept, [(5, 25), (2, 30), (1, 40)]);
     }
 }

@@ -8,7 +8,7 @@
 
 use hashbrown::HashMap;
 
-use crate::account::Memory;
+use crate::account::{Memory, Recent};
 use crate::finding::ramp;
 use crate::keyed::KeyedState;
 use crate::pivot::{Family, Pivots};
@@ -20,7 +20,7 @@ const NATS_MAX: f64 = 6.0;
 /// Least surprise of a value that is looked at, nats: below, half the customers share it.
 const NATS_MIN: f64 = 0.7;
 /// Nats at which a tie is as likely as not, and how fast it gets surer.
-const EVEN_NATS: f64 = 6.0;
+const EVEN_NATS: f64 = 5.3;
 const SURER_NATS: f64 = 0.8;
 /// A tie less likely than this is none.
 const WEIGHT_MIN: f64 = 0.3;
@@ -163,14 +163,20 @@ pub fn ties<'a>(
     neighbour: impl Fn(u64) -> Option<Neighbour<'a>>,
 ) -> Ties {
     let mut edges: Vec<Edge> = Vec::new();
+    let templates: Vec<u32> = memory.templates().into_iter().map(|(frame, _)| frame).collect();
     for (key, mut evidence) in candidates(account, memory, pivots, muted, customers) {
         let Some(other) = neighbour(key).filter(|other| !memory.same_customer(other.memory)) else {
             continue;
         };
         // Whoever asks every second shares every second with everybody.
         let seconds = f64::from(evidence.shared[Family::Second as usize]);
-        let chance = memory.seconds.len() as f64 * other.memory.rate().min(1.0);
+        let chance = memory.recent.len() as f64 * other.memory.rate().min(1.0);
         evidence.nats[Family::Second as usize] *= 1.0 - (OVER_CHANCE * chance / seconds).min(1.0);
+        if evidence.shared[Family::Frame as usize] > 0 {
+            let theirs = other.memory.templates();
+            let both = templates.iter().filter(|frame| theirs.iter().any(|(f, _)| f == *frame));
+            evidence.shared[Family::Frame as usize] = both.count() as u8;
+        }
         let (kinds, nats) = weigh(&evidence, memory);
         let independent = independent(&kinds);
         let weight = 1.0 / (1.0 + ((EVEN_NATS - nats) / SURER_NATS).exp());
@@ -252,7 +258,7 @@ fn weigh(evidence: &Evidence, memory: &Memory) -> ([f32; Kind::ALL.len()], f64) 
         task,
         software,
         preambles,
-        of(Family::Second, 1.5, 2.4),
+        of(Family::Second, 0.5, 2.4),
         evidence.together.min(6.0),
         of(Family::BinBirth, 0.4, 0.5),
         // An address has one resolver, so behind one address it is no further evidence.
@@ -280,32 +286,42 @@ fn candidates(
         if nats < NATS_MIN {
             return;
         }
-        for member in crowd.members.iter().filter(|member| member.key != account) {
-            let evidence = found.entry(member.key).or_default();
+        for member in crowd.members.iter().filter(|member| member.key() != account) {
+            let evidence = found.entry(member.key()).or_default();
             evidence.shared[place] = evidence.shared[place].saturating_add(1);
             evidence.nats[place] = evidence.nats[place].max(nats);
             if let Some(at_s) = at_s {
-                evidence.together += match at_s.abs_diff(member.at_s) {
+                let soon = match at_s.abs_diff(member.at_s) {
                     0..=120 => 3.0,
                     121..=3_600 => 1.2,
                     _ => 0.0,
                 };
+                evidence.together += soon * nats / NATS_MAX;
             }
         }
     };
-    let marks =
-        [(Family::Address, memory.addresses.iter()), (Family::Subnet, memory.subnets.iter())];
-    for (family, list) in marks {
-        list.for_each(|mark| join(family, mark.key, None));
+    memory.addresses.iter().for_each(|mark| join(Family::Address, mark.key(), None));
+    memory.subnets.iter().for_each(|mark| join(Family::Subnet, mark.key(), None));
+    memory.systems.iter().for_each(|mark| join(Family::System, mark.key(), None));
+    memory.shapes.iter().for_each(|mark| join(Family::Shape, mark.key(), None));
+    memory.rigs.iter().for_each(|mark| join(Family::Rig, mark.key(), None));
+    memory.resolvers.iter().for_each(|mark| join(Family::Resolver, mark.key(), None));
+    for (frame, _) in memory.templates() {
+        join(Family::Frame, u64::from(frame), None);
     }
-    memory.prompts.iter().for_each(|mark| join(Family::Prompt, mark.key, Some(mark.at_s)));
-    let templates = memory.frames.iter().filter(|frame| frame.varies());
-    templates.for_each(|frame| join(Family::Frame, frame.key, None));
-    memory.systems.iter().for_each(|mark| join(Family::System, mark.key, None));
-    memory.shapes.iter().for_each(|mark| join(Family::Shape, mark.key, None));
-    memory.rigs.iter().for_each(|mark| join(Family::Rig, mark.key, None));
-    memory.seconds.iter().for_each(|mark| join(Family::Second, mark.key, None));
-    memory.resolvers.iter().for_each(|mark| join(Family::Resolver, mark.key, None));
+    // Several exchanges of one second, or with one prompt, share it once.
+    let mut seconds: Vec<u64> = memory.recent.iter().map(Recent::second).collect();
+    seconds.sort_unstable();
+    seconds.dedup();
+    seconds.into_iter().for_each(|second| join(Family::Second, second, None));
+    let prompts = memory.recent.iter().filter(|recent| recent.prompt != 0);
+    let mut prompts: Vec<(u32, u32)> =
+        prompts.map(|recent| (recent.prompt, recent.at_s())).collect();
+    prompts.sort_unstable_by_key(|(prompt, at_s)| (*prompt, std::cmp::Reverse(*at_s)));
+    prompts.dedup_by_key(|(prompt, _)| *prompt);
+    for (prompt, at_s) in prompts {
+        join(Family::Prompt, u64::from(prompt), Some(at_s));
+    }
     for value in bin_births(memory).into_iter().flatten() {
         join(Family::BinBirth, value, None);
     }

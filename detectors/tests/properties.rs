@@ -12,8 +12,9 @@ use detectors::engine::{Decision, Engine};
 use detectors::facts::Facts;
 use detectors::list::{LIST, Memories};
 use detectors::policy::Policy;
-use detectors::seen::{ClientSeen, PHRASE_FAMILIES, Seen, TextSeen};
+use detectors::seen::{ClientSeen, Seen, TextSeen};
 use detectors::sketch::Merge;
+use detectors::text::FAMILIES;
 use detectors::tier::{Held, Thresholds};
 use detectors::{
     AccountId, Answer, Conversation, DnsLookup, DnsTransport, Enforcement, EnforcementAction,
@@ -26,7 +27,8 @@ use proptest::test_runner::RngSeed;
 
 const KEY: [u8; 16] = [7; 16];
 
-static FACTS: LazyLock<Arc<Facts>> = LazyLock::new(|| Arc::new(Facts::builtin()));
+static FACTS: LazyLock<Arc<Facts>> =
+    LazyLock::new(|| Arc::new(Facts::builtin().expect("shipped tables")));
 
 /// A part of the corpus: enough for ties of every kind, and quick.
 static EVENTS: LazyLock<Vec<Event>> = LazyLock::new(|| {
@@ -169,7 +171,6 @@ fn merging_without_frames_is_the_same_in_both_orders() {
 }
 
 #[test]
-#[ignore = "Latest::merge pushes an item out before the other side's of the same key joins it"]
 fn merging_is_the_same_in_both_orders() {
     assert_order_of_merging_is_free(&EVENTS);
 }
@@ -182,7 +183,6 @@ fn two_halves_without_frames_judge_like_the_whole() {
 }
 
 #[test]
-#[ignore = "a frame that varies only over both halves is no pivot, and counts of frames are lost"]
 fn two_halves_judge_like_the_whole() {
     let apart = apart(&EVENTS);
     let differ: Vec<_> = apart.iter().filter(|(_, apart)| *apart > 1e-9).collect();
@@ -334,7 +334,6 @@ fn who_is_allowed_is_not_suspected() {
 }
 
 #[test]
-#[ignore = "the engine does not look at allowed organisations"]
 fn who_is_of_an_allowed_organisation_is_not_suspected() {
     let organisation = OrganisationId::new("org-allowed");
     let events: Vec<Event> = EVENTS
@@ -597,7 +596,6 @@ fn assert_sound(events: &[Event], now_ms: u64) {
 }
 
 #[test]
-#[ignore = "Recent::end_ms overflows where an answer ends after the end of time"]
 fn the_end_of_time_does_not_make_it_panic() {
     let mut events = Vec::new();
     for event in EVENTS.iter().filter(|event| matches!(event, Event::Exchange(_))).take(40) {
@@ -624,7 +622,7 @@ fn seen(frames: u64) -> impl Strategy<Value = Seen> {
     let keys = proptest::collection::vec(0u64..12, 12);
     let flags = proptest::collection::vec(any::<bool>(), 12);
     let share = prop_oneof![Just(0.0f32), Just(1.0), 0.0f32..1.0];
-    let text = (share.clone(), 0u8..14, share, 0u32..9, 0usize..PHRASE_FAMILIES);
+    let text = (share.clone(), 0u8..14, share, 0u32..9, 0usize..FAMILIES);
     (keys, flags, text, 0u64..400_000, 0u32..9_000, 0u64..u64::from(u32::MAX) * 1000).prop_map(
         move |(
             keys,
@@ -649,16 +647,17 @@ fn seen(frames: u64) -> impl Strategy<Value = Seen> {
                 // Mostly one morning, sometimes any time at all.
                 at_ms: if keys[10] == 0 { far_ms } else { 1_788_739_200_000 + near_ms * 100 },
                 // Names are unique, so that two records of one name are the same exchange.
-                id: near_ms << 20 | far_ms & 0xfffff,
+                id: (near_ms << 13) as u32 ^ far_ms as u32,
                 address: keys[0],
                 subnet: keys[1],
                 network: [NetworkKind::Hosting, NetworkKind::Tor][usize::from(flags[3])],
                 rig: keys[2],
                 shape: keys[3],
-                prompt: maybe(4),
-                frames: [maybe(5), maybe(6)].map(|key| key.map(|key| key % frames)),
+                prompt: maybe(4).map_or(0, |key| key as u32 + 1),
+                frames: [maybe(5), maybe(6)]
+                    .map(|key| key.map_or(0, |key| (key % frames) as u32 + 1)),
+                settings: keys[8] as u32,
                 system: maybe(7),
-                second: keys[8],
                 resolver: maybe(9),
                 prompt_chars: length,
                 history: flags[4],
@@ -761,14 +760,12 @@ proptest! {
     }
 
     #[test]
-    #[ignore = "Latest::merge pushes an item out before the other side's of the same key joins it"]
     fn full_account_memories_are_commutative(parts in parts(FRAMES + 4)) {
         let [a, b] = [0, 1].map(|part| remembered(&parts[part]).0);
         assert_commutative(&a, &b)?;
     }
 
     #[test]
-    #[ignore = "what a frame counted is lost when it is pushed out, wherever that happens"]
     fn full_account_memories_are_associative(parts in parts(FRAMES + 4)) {
         let [a, b, c] = [0, 1, 2].map(|part| remembered(&parts[part]).0);
         assert_associative(&a, &b, &c)?;

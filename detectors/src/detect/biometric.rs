@@ -34,8 +34,7 @@ impl Detector for Biometric {
         let most = (openings.len() as f64).ln().max(1e-9);
         let structure = entropy(counts.collect::<Vec<_>>().into_iter()) / most;
         let lengths = account.prompt_chars.variation().unwrap_or(1.0);
-        let framed = account.frames.iter().filter(|frame| frame.varies()).map(|frame| frame.count);
-        let framed = f64::from(framed.max().unwrap_or(0)) / f64::from(account.prompted.max(1));
+        let framed = account.framed();
         let strength = 0.4 * ramp(structure, 0.6, 0.2)
             + 0.2 * ramp(lengths, 0.3, 0.1)
             + 0.4 * ramp(framed, 0.3, 0.9);

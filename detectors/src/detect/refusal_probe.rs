@@ -48,8 +48,7 @@ impl Detector for RefusalProbe {
         let prompts = f64::from(account.prompted.max(1));
         let share = f64::from(memory.categories.total().max(memory.refused)) / prompts;
         let covered = memory.categories.covered();
-        let framed = account.frames.iter().filter(|frame| frame.varies()).map(|frame| frame.count);
-        let framed = f64::from(framed.max().unwrap_or(0)) / prompts;
+        let framed = account.framed();
         let strength = ramp(share, 0.1, 0.3)
             * ramp(covered as f64, 2.0, 5.0)
             * (1.0 - 0.8 * ramp(framed, 0.3, 0.8));

@@ -42,9 +42,11 @@ impl Detector for TimingCluster {
         let strength = 1.0 - (1.0 - synchronous) * (1.0 - regular * context.ties.confidence(0.15));
         Finding::new(Self::NAME, strength, 1.0).because(context.explain, || {
             format!(
-                "asks in the same seconds as {together:.1} tied customers; gaps vary by {:.2} of \
-                 their mean",
-                cadence.unwrap_or(f64::NAN)
+                "asks in the same seconds as {together:.1} tied customers; {}",
+                match cadence {
+                    Some(cadence) => format!("gaps vary by {cadence:.2} of their mean"),
+                    None => "too few gaps to tell a cadence".to_owned(),
+                }
             )
         })
     }
