@@ -51,6 +51,7 @@ fn main() {
     }
 }
 
+#[expect(clippy::expect_used, reason = "a measurement has nobody to tell")]
 fn measure(accounts: u32, median: f64) {
     let mut numbers = Numbers::of(1, "memory");
     let mut schedule = Vec::new();
