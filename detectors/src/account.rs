@@ -146,7 +146,7 @@ pub struct Memory {
     /// First and last arrival.
     pub span: Span,
     /// Recent exchanges.
-    pub recent: Latest<Recent, 16>,
+    pub recent: Latest<Recent, 12>,
     /// Recent slots of activity.
     pub slots: Latest<Slot, 24>,
     /// Hours of activity.

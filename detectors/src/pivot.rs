@@ -274,10 +274,17 @@ pub struct Pivots {
 }
 
 impl Pivots {
-    /// At most `max` values of each family.
+    /// At most `max` values of each family, and a quarter of that of those of which every exchange
+    /// brings new ones.
     #[must_use]
     pub fn new(max: usize) -> Self {
-        Self { families: Family::ALL.iter().map(|_| Generations::new(max)).collect() }
+        let bound = |family: &Family| match family {
+            Family::Prompt | Family::Frame | Family::Second => max / 4,
+            _ => max,
+        };
+        Self {
+            families: Family::ALL.iter().map(|family| Generations::new(bound(family))).collect(),
+        }
     }
 
     /// Notes that an account was seen with a value. Returns whether somebody else was before.

@@ -177,6 +177,15 @@ pub fn ties<'a>(
             let both = templates.iter().filter(|frame| theirs.iter().any(|(f, _)| f == *frame));
             evidence.shared[Family::Frame as usize] = both.count() as u8;
         }
+        if evidence.shared[Family::System as usize] > 1 {
+            // Whoever passes on everybody's prompts had each of them once: what both use now counts.
+            let theirs = &other.memory.systems;
+            let both = memory.systems.iter().filter(|mark| theirs.get(mark.key()).is_some());
+            evidence.shared[Family::System as usize] = both.count().max(1) as u8;
+        }
+        // Whoever tries many settings meets somebody's by chance.
+        let settings = memory.rigs.len().max(other.memory.rigs.len()) as f64;
+        evidence.nats[Family::Rig as usize] -= settings.max(1.0).ln();
         let (kinds, nats) = weigh(&evidence, memory);
         let independent = independent(&kinds);
         let weight = 1.0 / (1.0 + ((EVEN_NATS - nats) / SURER_NATS).exp());
@@ -238,11 +247,12 @@ fn independent(kinds: &[f32; Kind::ALL.len()]) -> usize {
 fn weigh(evidence: &Evidence, memory: &Memory) -> ([f32; Kind::ALL.len()], f64) {
     let of = |family: Family, once: f64, again: f64| {
         let (nats, shared) = (evidence.nats[family as usize], evidence.shared[family as usize]);
-        nats * match shared {
-            0 => 0.0,
-            1 => once,
-            _ => again,
-        }
+        nats.max(0.0)
+            * match shared {
+                0 => 0.0,
+                1 => once,
+                _ => again,
+            }
     };
     // Whoever has many prompts shares some by chance: an aggregator with everybody.
     let systems = f64::from(evidence.shared[Family::System as usize]);

@@ -29,12 +29,12 @@ impl Detector for AsnClassifier {
         let networks = &context.account.networks;
         let total = f64::from(networks.total().max(1));
         let share = |kind: NetworkKind| f64::from(networks.counts()[kind as usize]) / total;
-        let lone = 0.05 * share(NetworkKind::Hosting)
-            + 0.05 * share(NetworkKind::Vpn)
+        let lone = 0.01 * share(NetworkKind::Hosting)
+            + 0.02 * share(NetworkKind::Vpn)
             + 0.2 * share(NetworkKind::Proxy)
             + 0.4 * share(NetworkKind::Tor);
         let ties = context.ties;
-        let cluster = 0.7 * ramp(ties.hosting, 0.4, 0.8) * share(NetworkKind::Hosting);
+        let cluster = 0.5 * ramp(ties.hosting, 0.4, 0.8) * share(NetworkKind::Hosting);
         let cluster = cluster * ties.corroboration();
         Finding::new(Self::NAME, 1.0 - (1.0 - lone) * (1.0 - cluster), 1.0).because(
             context.explain,
