@@ -20,6 +20,7 @@ use crate::pivot::{Family, Generations, Pivots};
 use crate::policy::Policy;
 use crate::seen::{Learnt, Seen};
 use crate::sketch::{Mark, Merge};
+use crate::snapshot::{self, SavedAccount, Snapshot, WrongVersion};
 use crate::tier::{Held, Tier};
 use crate::ties::{self, Edge, Kind, Muted, Neighbour, Ties};
 
@@ -232,12 +233,71 @@ impl Engine {
                 }
             }
         }
+        for (address, theirs) in other.resolvers.iter() {
+            let mine = self.resolvers.touch(address, || *theirs);
+            if (theirs.at_s, theirs.key()) > (mine.at_s, mine.key()) {
+                *mine = *theirs;
+            }
+        }
         for (at_ms, model) in &other.releases {
             if !self.releases.contains(&(*at_ms, *model)) {
                 self.releases.push((*at_ms, *model));
             }
         }
         self.releases.sort_unstable();
+    }
+
+    /// What this engine remembers. What it has learnt of the server's ServerHellos it learns again.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let save = |account: &Account| SavedAccount {
+            id: account.id.clone(),
+            memory: account.memory.clone(),
+            memories: account.memories.clone(),
+            held: account.held,
+            peak: account.peak,
+            first: account.first,
+            cluster: account.cluster,
+        };
+        let mut resolvers: Vec<_> =
+            self.resolvers.iter().map(|(address, mark)| (address, *mark)).collect();
+        resolvers.sort_unstable_by_key(|(address, _)| *address);
+        Snapshot {
+            version: snapshot::VERSION,
+            accounts: self.accounts().into_iter().map(save).collect(),
+            pivots: self.pivots.save(),
+            resolvers,
+            releases: self.releases.clone(),
+        }
+    }
+
+    /// Takes back what an engine under the same key remembered.
+    ///
+    /// # Errors
+    /// When another version wrote it; nothing is taken then.
+    pub fn restore(&mut self, saved: Snapshot) -> Result<(), WrongVersion> {
+        if saved.version != snapshot::VERSION {
+            return Err(WrongVersion { found: saved.version });
+        }
+        for saved in saved.accounts {
+            let key = self.account_key(&saved.id);
+            let account = self.touch(key, &saved.id);
+            account.judged_at = saved.memory.requests;
+            account.memory = saved.memory;
+            account.memories = saved.memories;
+            account.held = saved.held;
+            account.peak = saved.peak;
+            account.first = saved.first;
+            account.cluster = saved.cluster;
+        }
+        for (family, value, pivot) in saved.pivots {
+            self.pivots.restore(family, value, pivot);
+        }
+        for (address, mark) in saved.resolvers {
+            self.resolvers.touch(address, || mark);
+        }
+        self.releases = saved.releases;
+        Ok(())
     }
 
     /// Judges every account anew.

@@ -5,8 +5,9 @@
 //! number: `now` is an argument, and the same observations give the same conclusions, always.
 //! `clippy.toml` beside this crate's manifest holds it to that.
 //!
-//! Today the crate holds the vocabulary. The detectors, their memory and the fusion of their
-//! findings grow on it.
+//! [`engine::Engine`] takes in [`Event`]s, remembers within bounds, and judges accounts:
+//! [`seen::Seen`] is what one exchange shows, [`list`] the detectors that look at it, [`ties`] what
+//! binds accounts together, [`fusion`] how findings become one suspicion, [`tier`] what follows.
 
 mod client;
 mod conversation;
@@ -43,6 +44,7 @@ pub mod pivot;
 pub mod policy;
 pub mod seen;
 pub mod sketch;
+pub mod snapshot;
 pub mod text;
 pub mod tier;
 pub mod ties;

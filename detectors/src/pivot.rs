@@ -316,6 +316,23 @@ impl Pivots {
         }
     }
 
+    /// Every value held, in the order of family and value.
+    #[must_use]
+    pub fn save(&self) -> Vec<(Family, u64, Pivot)> {
+        let mut saved = Vec::new();
+        for (family, held) in Family::ALL.into_iter().zip(&self.families) {
+            let start = saved.len();
+            saved.extend(held.iter().map(|(value, pivot)| (family, value, pivot.clone())));
+            saved[start..].sort_unstable_by_key(|(_, value, _)| *value);
+        }
+        saved
+    }
+
+    /// Takes a saved value back, where none is held.
+    pub fn restore(&mut self, family: Family, value: u64, pivot: Pivot) {
+        self.families[family as usize].touch(value, || pivot);
+    }
+
     /// How many values of a family are held.
     #[must_use]
     pub fn len(&self, family: Family) -> usize {

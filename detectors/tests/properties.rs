@@ -16,6 +16,7 @@ use detectors::list::{LIST, Memories};
 use detectors::policy::Policy;
 use detectors::seen::{ClientSeen, Seen, TextSeen};
 use detectors::sketch::Merge;
+use detectors::snapshot::{Snapshot, WrongVersion};
 use detectors::text::FAMILIES;
 use detectors::tier::{Held, Thresholds};
 use detectors::{
@@ -91,6 +92,29 @@ fn told_apart(events: &[Event]) -> (Engine, Engine) {
 fn judged(engine: &mut Engine) -> Vec<Decision> {
     let ids: Vec<AccountId> = engine.accounts().iter().map(|account| account.id.clone()).collect();
     ids.iter().filter_map(|id| engine.judge_now(id, END_MS)).collect()
+}
+
+#[test]
+fn a_snapshot_taken_back_judges_on_as_if_nothing_had_happened() {
+    let (before, after) = EVENTS.split_at(EVENTS.len() / 2);
+    let (mut one, _) = told(Policy::default(), before);
+    let saved = one.snapshot();
+    let kept = serde_json::to_string(&saved).expect("a snapshot is plain data");
+    let mut other = engine(Policy::default());
+    other.restore(serde_json::from_str(&kept).expect("what was written")).expect("this version");
+    assert!(other.snapshot() == saved);
+    for event in after {
+        one.observe(event);
+        other.observe(event);
+    }
+    let (one, other) = (judged(&mut one), judged(&mut other));
+    assert_eq!(one.len(), other.len());
+    for (one, other) in one.iter().zip(&other) {
+        let apart = (one.suspicion - other.suspicion).abs();
+        assert!(one.account == other.account && apart < 1e-9, "{one:?}\n{other:?}");
+    }
+    let newer = Snapshot { version: 2, ..saved };
+    assert_eq!(engine(Policy::default()).restore(newer), Err(WrongVersion { found: 2 }));
 }
 
 #[test]
