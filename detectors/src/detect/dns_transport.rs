@@ -42,7 +42,7 @@ impl Detector for DnsTransport {
     fn judge(memory: &Memory, context: &Context<'_>) -> Finding {
         let used = f64::from(memory.encrypted) / f64::from(context.account.requests.max(1));
         let shared = 1.0 - (1.0 + context.ties.of(Kind::Resolver)).powf(-0.7);
-        let alone = 0.2 * used;
+        let alone = 0.05 * used;
         Finding::new(Self::NAME, 1.0 - (1.0 - alone) * (1.0 - shared), 1.0).because(
             context.explain,
             || {
