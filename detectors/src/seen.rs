@@ -53,6 +53,8 @@ pub struct Seen {
     pub frames: [u32; 2],
     /// System prompt without the sentences that carry numbers.
     pub system: Option<u64>,
+    /// Whether the system prompt numbers its tasks.
+    pub task_chain: bool,
     /// The prompt's first words.
     pub opening: u32,
     /// Length of the prompt in characters.
@@ -219,6 +221,7 @@ impl Seen {
             prompt: if text.len() >= PROMPT_BYTES_MIN { short(key, &[text.as_bytes()]) } else { 0 },
             frames: frames(text, key),
             system: system(system_text, key),
+            task_chain: numbers_tasks(system_text),
             opening: opening(text, key),
             prompt_chars: u32::try_from(text.len()).unwrap_or(u32::MAX),
             history,
@@ -360,6 +363,19 @@ fn system(text: &str, key: &Key) -> Option<u64> {
     (kept.len() >= FRAME_BYTES_MIN).then(|| keyed::hash(key, fold(kept).as_bytes()))
 }
 
+/// Whether lines begin with `1.`, `2.`, `3.` and so on, three at least.
+fn numbers_tasks(text: &str) -> bool {
+    let mut next = 1;
+    for line in text.lines().take(200) {
+        let line = line.trim_start();
+        let digits = line.len() - line.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        if line[digits..].starts_with(['.', ')']) && line[..digits].parse() == Ok(next) {
+            next += 1;
+        }
+    }
+    next > 3
+}
+
 fn opening(text: &str, key: &Key) -> u32 {
     let end = text
         .match_indices(char::is_whitespace)
@@ -367,4 +383,45 @@ fn opening(text: &str, key: &Key) -> u32 {
         .map_or(text.len(), |(end, _)| end);
     let opening = fold(text.get(..end.min(200)).unwrap_or(""));
     (keyed::hash(key, opening.as_bytes()) >> 32) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbered_tasks_are_told_from_numbers() {
+        for (text, expected) in [
+            ("1. Plan\n2. Solve\n3. Check", true),
+            ("Do this:\n  1) a\n  2) b\n  3) c\nthen stop", true),
+            ("1. Plan\n3. Check\n4. Tell", false),
+            ("In 2024. And 3 more.", false),
+            ("", false),
+            ("99999999999999999999. x", false),
+        ] {
+            assert_eq!(numbers_tasks(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_varies_in_a_system_prompt_does_not_count() {
+        let key = [1; 16];
+        let one = system("Today is 2026-11-20. You answer questions on sailing boats.", &key);
+        let other = system("Today is 2026-11-21. You answer questions on sailing boats.", &key);
+        assert!(one.is_some() && one == other);
+        assert_ne!(one, system("You answer questions on rowing boats and kayaks.", &key));
+        assert_eq!(system("Be brief.", &key), None);
+    }
+
+    #[test]
+    fn frames_are_the_paragraphs_around_what_varies() {
+        let key = [1; 16];
+        let ends = |text: &str| frames(text, &key);
+        let [first, last] = ends("Solve this exercise now.\n\nOne.\n\nShow every step, please.");
+        assert!(first != 0 && last != 0 && first != last);
+        assert_eq!(ends("Solve this exercise now.\n\nAnother thing")[0], first);
+        assert_eq!(ends("Short\n\nalso short"), [0, 0]);
+        let long = "Translate the words of this line into plain German please: alpha";
+        assert!(ends(long)[0] != 0 && ends(long)[0] == ends(&long.replace("alpha", "beta"))[0]);
+    }
 }

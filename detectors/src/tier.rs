@@ -52,7 +52,7 @@ pub struct Thresholds {
     pub critical: f64,
     /// How far below a tier's threshold suspicion must fall before the tier is left.
     pub hysteresis: f64,
-    /// Hours of silence after which a held suspicion has halved.
+    /// Hours after which a suspicion that nothing new supports has halved.
     pub half_life_hours: f64,
 }
 
@@ -64,7 +64,7 @@ impl Default for Thresholds {
             high: 0.72,
             critical: 0.85,
             hysteresis: 0.08,
-            half_life_hours: 168.0,
+            half_life_hours: 24.0,
         }
     }
 }
@@ -109,8 +109,10 @@ impl Held {
         self.suspicion * (-silent_hours / thresholds.half_life_hours.max(1e-3)).exp2()
     }
 
-    /// Takes a new judgement: a tier is reached at once and left late.
+    /// Takes a new judgement: a tier is reached at once and left late. What was held fades with its
+    /// half-life, whatever has slid out of the bounded memory since.
     pub fn judge(&mut self, suspicion: f64, now_ms: u64, thresholds: &Thresholds) {
+        let suspicion = suspicion.max(self.decayed(now_ms, thresholds));
         let reached = thresholds.tier(suspicion);
         if reached >= self.tier || suspicion < thresholds.least(self.tier) - thresholds.hysteresis {
             self.tier = reached;
@@ -129,8 +131,11 @@ mod tests {
         let thresholds = Thresholds::default();
         let mut held = Held::default();
         let mut tiers = Vec::new();
-        for suspicion in [0.1, 0.36, 0.60, 0.50, 0.45, 0.43, 0.90, 0.80, 0.30, 0.20] {
-            held.judge(suspicion, 0, &thresholds);
+        // Each a month later, so that nothing is left of the one before.
+        for (month, suspicion) in
+            [0.1, 0.36, 0.60, 0.50, 0.45, 0.43, 0.90, 0.80, 0.30, 0.20].into_iter().enumerate()
+        {
+            held.judge(suspicion, month as u64 * 30 * 86_400_000, &thresholds);
             tiers.push(held.tier.name());
         }
         let expected = [
@@ -143,7 +148,12 @@ mod tests {
     #[test]
     fn silence_halves_what_is_held() {
         let thresholds = Thresholds::default();
-        let held = Held { tier: Tier::High, suspicion: 0.8, at_ms: 0 };
-        assert_eq!(held.decayed(168 * 3_600_000, &thresholds), 0.4);
+        let day_ms = 24 * 3_600_000;
+        let mut held = Held { tier: Tier::High, suspicion: 0.8, at_ms: 0 };
+        assert_eq!(held.decayed(day_ms, &thresholds), 0.4);
+        held.judge(0.0, day_ms, &thresholds);
+        assert_eq!((held.tier, held.suspicion), (Tier::Low, 0.4));
+        held.judge(0.0, 3 * day_ms, &thresholds);
+        assert_eq!(held.tier, Tier::None);
     }
 }

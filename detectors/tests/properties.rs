@@ -18,7 +18,6 @@ use detectors::seen::{ClientSeen, Seen, TextSeen};
 use detectors::sketch::Merge;
 use detectors::snapshot::{Snapshot, WrongVersion};
 use detectors::text::FAMILIES;
-use detectors::tier::{Held, Thresholds};
 use detectors::{
     AccountId, Answer, Conversation, DnsLookup, DnsTransport, Enforcement, EnforcementAction,
     Event, FamilySet, Finish, Format, HeaderField, Http2Capture, HttpCapture, HttpVersion,
@@ -172,21 +171,14 @@ fn apart(events: &[Event]) -> Vec<(AccountId, f64)> {
     let (mut whole, _) = told(Policy::default(), events);
     let (mut merged, right) = told_apart(events);
     merged.merge(&right);
-    whole.judge_all(END_MS);
-    merged.judge_all(END_MS);
-    let (whole, merged) = (whole.accounts(), merged.accounts());
+    // What is still held of earlier judgements is each engine's own story, which halves do not
+    // share: compared is what the memories say now.
+    let (whole, merged) = (judged(&mut whole), judged(&mut merged));
     assert_eq!(whole.len(), merged.len());
-    let thresholds = Thresholds::default();
     let each = whole.into_iter().zip(merged).map(|(whole, merged)| {
-        assert_eq!(whole.id, merged.id);
-        let apart = (whole.held.suspicion - merged.held.suspicion).abs();
-        // A tier held since an earlier judgement is the engine's own story, which halves do not
-        // share; the tier that a suspicion reaches has to be the same.
-        if apart < 1e-9 {
-            let tier = |held: Held| thresholds.tier(held.suspicion);
-            assert_eq!(tier(whole.held), tier(merged.held), "{}", whole.id);
-        }
-        (whole.id.clone(), apart)
+        assert_eq!(whole.account, merged.account);
+        let apart = (whole.suspicion - merged.suspicion).abs();
+        (whole.account, apart)
     });
     each.collect()
 }
@@ -213,14 +205,6 @@ fn two_halves_judge_like_the_whole() {
     let apart = apart(&EVENTS);
     let differ: Vec<_> = apart.iter().filter(|(_, apart)| *apart > 1e-9).collect();
     assert!(differ.is_empty(), "{} of {}: {differ:?}", differ.len(), apart.len());
-}
-
-#[test]
-fn two_halves_judge_nearly_like_the_whole() {
-    let apart = apart(&EVENTS);
-    let far = apart.iter().filter(|(_, apart)| *apart > 0.05).count();
-    let worst = apart.iter().map(|(_, apart)| *apart).fold(0.0, f64::max);
-    assert!(far * 50 <= apart.len() && worst < 0.3, "{far} of {}, {worst:.3}", apart.len());
 }
 
 #[test]

@@ -15,9 +15,23 @@ use crate::finding::{Finding, ramp};
 use crate::merge_fields;
 use crate::seen::Seen;
 use crate::sketch::Histogram;
+use crate::text::Family;
 
 /// Least nearness at which a prompt counts as one of an archetype.
 const NEAR: f32 = 0.5;
+/// Least weight of a phrase that counts as much.
+const PHRASE: f32 = 0.6;
+/// Phrases of extraction other than elicited reasoning, which `CoT` counts.
+const PHRASED: [Family; 6] = [
+    Family::RubricGrading,
+    Family::RewriteCensorship,
+    Family::InstructionGeneration,
+    Family::DataFormat,
+    Family::Agentic,
+    Family::ComputerUse,
+];
+/// Kinds of archetypes that are told apart.
+const KINDS_MAX: usize = 16;
 
 /// The detector.
 #[derive(Debug)]
@@ -26,7 +40,7 @@ pub struct Embed;
 /// Archetypes so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
-    archetypes: Histogram<16>,
+    archetypes: Histogram<{ KINDS_MAX + PHRASED.len() }>,
 }
 
 merge_fields!(Memory { archetypes });
@@ -39,10 +53,15 @@ impl Detector for Embed {
     const PACE: Pace = Pace::Background;
 
     fn note(memory: &mut Memory, seen: &Seen) {
-        if let Some((kind, near)) = seen.text.archetype
-            && near >= NEAR
-        {
-            memory.archetypes.add(usize::from(kind));
+        // A pipeline that is used unchanged is known by its phrases, a reworded one by its meaning.
+        let phrased = PHRASED.iter().position(|family| seen.text.phrases[family.index()] >= PHRASE);
+        match seen.text.archetype {
+            Some((kind, near)) if near >= NEAR => memory.archetypes.add(usize::from(kind)),
+            _ => {
+                if let Some(place) = phrased {
+                    memory.archetypes.add(KINDS_MAX + place);
+                }
+            }
         }
     }
 
@@ -59,7 +78,8 @@ impl Detector for Embed {
             context.explain,
             || {
                 format!(
-                    "{:.0} % of prompts are near an archetype of extraction, {:.0} % of those near one",
+                    "{:.0} % of prompts are near an archetype of extraction or carry its phrases, {:.0} % of \
+                     those of one kind",
                     near / prompts * 100.0,
                     concentration * 100.0
                 )

@@ -1,10 +1,10 @@
 //! `RolePreamble` (T-DIST-011): system prompts made for extraction, and the same rare ones at
 //! different customers.
 //!
-//! Sees the compound of "never refuse" and "always complete", and collisions of keyed hashes of
-//! system prompts, and a rotation of them. A public agent's prompt is shared by thousands and ties
-//! nobody; two customers
-//! that have *several* rare prompts in common are another matter.
+//! Sees two of "never refuse", "always complete" and a numbered chain of tasks together, a rotation of
+//! system prompts, and collisions of their keyed hashes. A public agent's prompt is shared by
+//! thousands and ties nobody; two customers that have *several* rare prompts in common are another
+//! matter.
 //!
 //! Source: threat model T-DIST-011.
 
@@ -25,7 +25,7 @@ pub struct RolePreamble;
 /// Preambles so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
-    /// Prompts under a preamble that forbids refusing and demands completeness.
+    /// Prompts under a preamble with two of its three signs.
     compound: u32,
 }
 
@@ -42,8 +42,10 @@ impl Detector for RolePreamble {
     fn note(memory: &mut Memory, seen: &Seen) {
         let text = &seen.text;
         let has = |family: Family| text.phrase(family) > 0.5;
-        let compound = has(Family::NeverRefuse) && has(Family::AlwaysComplete);
-        memory.compound += u32::from(compound);
+        // Each alone stands in many honest prompts.
+        let signs =
+            [has(Family::NeverRefuse), has(Family::AlwaysComplete), seen.task_chain && !seen.tools];
+        memory.compound += u32::from(signs.iter().filter(|sign| **sign).count() >= 2);
     }
 
     fn judge(memory: &Memory, context: &Context<'_>) -> Finding {
@@ -59,7 +61,7 @@ impl Detector for RolePreamble {
             context.explain,
             || {
                 format!(
-                    "{} prompts under a preamble that forbids refusing and demands completeness; \
+                    "{} prompts under a preamble made for extraction; \
                      {kept:.0} system prompts of late; several rare system prompts in common with {shared:.1} tied customers",
                     memory.compound
                 )

@@ -57,7 +57,9 @@ impl Detector for SessionGap {
         let gap_variation = variation(&gaps).unwrap_or(1.0);
         let size_variation = variation(&sizes).unwrap_or(1.0);
         let regular = ramp(gap_variation, 0.25, 0.08).max(0.6 * ramp(off_grid, 0.10, 0.02));
-        let strength = regular * (0.6 + 0.4 * ramp(size_variation, 0.4, 0.1));
+        let days = (gaps.iter().sum::<f64>() / 86_400.0).max(0.5);
+        let many = 0.3 * ramp(gaps.len() as f64 / days, 12.0, 20.0);
+        let strength = (regular * (0.6 + 0.4 * ramp(size_variation, 0.4, 0.1))).max(many);
         let known = ramp(sessions.len() as f64, 4.0, 10.0);
         Finding::new(Self::NAME, strength, known * context.ties.confidence(0.3)).because(
             context.explain,

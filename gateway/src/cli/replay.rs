@@ -17,7 +17,7 @@ use detectors::engine::{Account, Decision, Engine};
 use detectors::facts::Facts;
 use detectors::policy::Policy;
 use detectors::tier::Tier;
-use detectors::{AccountId, Event};
+use detectors::{AccountId, ClientFacts, Event, FactsError};
 use serde_json::{Value, json};
 
 use crate::network::{NetworkFiles, NetworkTable};
@@ -52,6 +52,18 @@ pub struct Options {
     /// An ASN database in MMDB format, in place of the shipped table.
     #[arg(long, value_name = "FILE")]
     asn_database: Option<PathBuf>,
+    /// Tor exits, an address a line.
+    #[arg(long, value_name = "FILE")]
+    tor_exits: Option<PathBuf>,
+    /// Proxies that are sold as such, an address or network a line.
+    #[arg(long, value_name = "FILE")]
+    proxies: Option<PathBuf>,
+    /// Exits of VPNs, an address or network a line.
+    #[arg(long, value_name = "FILE")]
+    vpns: Option<PathBuf>,
+    /// The table of clients, in place of the shipped one.
+    #[arg(long, value_name = "FILE")]
+    clients: Option<PathBuf>,
 }
 
 /// Reads a policy file.
@@ -68,6 +80,17 @@ pub fn load_policy(path: &Path) -> Result<Policy, String> {
     })
 }
 
+fn load_clients(path: &Path) -> Result<ClientFacts, String> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("{}: cannot be read: {error}", path.display()))?;
+    ClientFacts::parse(&text).map_err(|faults| {
+        let line = |fault: &FactsError| {
+            format!("{}:{}: {}: {}", path.display(), fault.line, fault.key, fault.problem)
+        };
+        faults.iter().map(line).collect::<Vec<_>>().join("\n")
+    })
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -78,9 +101,17 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<(), String> {
         None => Policy::default(),
     };
     let against = options.against.as_deref().map(load_policy).transpose()?;
-    let facts = Arc::new(Facts::builtin().map_err(|error| error.to_string())?);
-    let files =
-        NetworkFiles { asn_database: options.asn_database.clone(), ..NetworkFiles::default() };
+    let mut facts = Facts::builtin().map_err(|error| error.to_string())?;
+    if let Some(path) = &options.clients {
+        facts.clients = load_clients(path)?;
+    }
+    let facts = Arc::new(facts);
+    let files = NetworkFiles {
+        asn_database: options.asn_database.clone(),
+        tor_exits: options.tor_exits.clone(),
+        proxies: options.proxies.clone(),
+        vpns: options.vpns.clone(),
+    };
     let networks = NetworkTable::load(&files).map_err(|faults| {
         let lines: Vec<_> = faults.iter().map(|(_, fault)| fault.to_string()).collect();
         lines.join("\n")
