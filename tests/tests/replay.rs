@@ -110,6 +110,30 @@ fn a_broken_trace_is_named_with_its_line() {
     assert!(!output.status.success() && error.contains("/nowhere/trace.jsonl"), "{error}");
 }
 
+#[test]
+fn what_the_gateway_records_is_replayed() {
+    let provider = harness::Provider::start();
+    let mut gateway = harness::Gateway::in_front_of(provider.address()).record().start();
+    let tls = gateway.authority().tls_client(&["http/1.1"]);
+    let body = r#"{"model":"sample-1","messages":[{"role":"user","content":"a lighthouse"}]}"#;
+    for number in 0..6 {
+        let request = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer \
+             sk-test-{}-0123456789abcdefghij\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\nconnection: close\r\n\r\n{body}",
+            number % 2,
+            body.len()
+        );
+        let response = harness::http1::tls(gateway.tls_address(), &tls, request.as_bytes());
+        assert_eq!(response.status, 200, "{}", response.text());
+    }
+    gateway.signal(rustix::process::Signal::TERM);
+    assert!(gateway.wait(std::time::Duration::from_secs(40)).is_some(), "it does not end");
+    let trace = gateway.folder().join("trace.jsonl");
+    let text = said(&replay(&[path(&trace)]));
+    assert!(text.starts_with("6 exchanges of 2 accounts judged"), "{text}");
+}
+
 /// A campaign of 16 accounts on eight cards of one prefix, born on two days, behind one /24, that
 /// asks in turn under one template; and 60 customers who talk.
 fn traffic() -> String {
