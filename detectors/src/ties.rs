@@ -267,7 +267,10 @@ fn weigh(evidence: &Evidence, memory: &Memory) -> ([f32; Kind::ALL.len()], f64) 
     let place = of(Family::Address, 0.9, 1.3).max(of(Family::Subnet, 0.7, 0.9));
     let task = of(Family::Frame, 0.5, 0.85).max(of(Family::Prompt, 0.12, 0.25));
     let software = of(Family::Rig, 0.6, 0.9).max(of(Family::Shape, 0.1, 0.1));
-    let software = software.max(of(Family::System, 0.4, 0.4));
+    // One prompt in common comes with the software that sends it. Several are evidence of their own,
+    // and must not be counted a second time as software.
+    let software =
+        if several > 0.0 { software } else { software.max(of(Family::System, 0.4, 0.4)) };
     let kinds = [
         place,
         task,
