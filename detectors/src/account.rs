@@ -7,7 +7,7 @@ use crate::finding::ramp;
 use crate::keyed::{self, Key};
 use crate::network::NetworkKind;
 use crate::seen::Seen;
-use crate::sketch::{Activity, Histogram, Latest, Mark, Merge, Moments, Timed};
+use crate::sketch::{Histogram, Latest, Mark, Merge, Moments, Timed};
 
 /// Length of a slot of activity, in seconds.
 pub const SLOT_S: u32 = 300;
@@ -149,8 +149,6 @@ pub struct Memory {
     pub recent: Latest<Recent, 12>,
     /// Recent slots of activity.
     pub slots: Latest<Slot, 24>,
-    /// Hours of activity.
-    pub hours: Activity,
     /// Addresses.
     pub addresses: Latest<Mark, 6>,
     /// Subnets.
@@ -169,20 +167,8 @@ pub struct Memory {
     pub prompted: u32,
     /// … that carry earlier answers.
     pub history: u32,
-    /// … that hand a tool's result back.
-    pub tool_turns: u32,
-    /// … with tools on offer.
-    pub with_tools: u32,
-    /// … with a system prompt.
-    pub with_system: u32,
-    /// … streamed.
-    pub streamed: u32,
     /// Prompt lengths, characters.
     pub prompt_chars: Moments,
-    /// Answer lengths, tokens.
-    pub completion: Moments,
-    /// Upper bounds asked for, tokens.
-    pub max_tokens: Moments,
     /// When somebody suspended it.
     pub suspended: Span,
 }
@@ -197,7 +183,6 @@ impl Memory {
         self.requests = self.requests.saturating_add(1);
         self.span.add(seen.at_ms);
         self.slots.add(&slot);
-        self.hours.add(at_s / 3600);
         self.addresses.add(&mark(seen.address));
         self.subnets.add(&mark(seen.subnet));
         self.shapes.add(&mark(seen.shape));
@@ -220,21 +205,11 @@ impl Memory {
         if let Some(system) = seen.system {
             self.systems.add(&mark(system));
         }
-        if seen.status == 200 {
-            self.completion.add(seen.completion_tokens);
-        }
-        if let Some(bound) = seen.max_tokens {
-            self.max_tokens.add(u32::try_from(bound).unwrap_or(u32::MAX));
-        }
         if !seen.readable {
             return;
         }
         self.prompted = self.prompted.saturating_add(1);
         self.history += u32::from(seen.history && !seen.tool_turn);
-        self.tool_turns += u32::from(seen.tool_turn);
-        self.with_tools += u32::from(seen.tools);
-        self.with_system += u32::from(seen.system.is_some());
-        self.streamed += u32::from(seen.stream);
         self.prompt_chars.add(seen.prompt_chars);
     }
 
@@ -373,7 +348,6 @@ merge_fields!(Memory {
     span,
     recent,
     slots,
-    hours,
     addresses,
     subnets,
     systems,
@@ -383,12 +357,6 @@ merge_fields!(Memory {
     networks,
     prompted,
     history,
-    tool_turns,
-    with_tools,
-    with_system,
-    streamed,
     prompt_chars,
-    completion,
-    max_tokens,
-    suspended,
+    suspended
 });

@@ -37,8 +37,6 @@ pub struct Seen {
     pub subnet: u64,
     /// What the address is used for.
     pub network: NetworkKind,
-    /// Autonomous system number; 0 where unknown.
-    pub asn: u32,
     /// Model that was asked.
     pub model: u64,
     /// Model and sampling settings.
@@ -69,16 +67,8 @@ pub struct Seen {
     pub readable: bool,
     /// Upper bound on the answer, where the request sets one.
     pub max_tokens: Option<u64>,
-    /// Whether the answer was asked for as a stream.
-    pub stream: bool,
     /// Answers asked for at once.
     pub samples: u32,
-    /// Tokens read.
-    pub prompt_tokens: u32,
-    /// Tokens written.
-    pub completion_tokens: u32,
-    /// HTTP status.
-    pub status: u16,
     /// How long the answer took, milliseconds.
     pub duration_ms: u32,
     /// The encrypted resolver that the address uses.
@@ -170,8 +160,6 @@ pub struct ClientSeen {
     pub families: FamilySet,
     /// What this exchange adds to the watch on permuting browsers.
     pub permutation: PermutationWatch,
-    /// What contradicts what, for a person to read.
-    pub contradiction: Option<&'static str>,
 }
 
 /// What reading exchanges has taught so far.
@@ -205,7 +193,6 @@ impl Seen {
         );
         let (client, shape, software) = client(observation, facts, &mut learnt.ja3s, key);
         let system_text = conversation.system.as_str();
-        let usage = observation.answer.usage.unwrap_or_default();
         let history = conversation.turns.iter().any(|turn| turn.role == Role::Assistant);
         Self {
             at_ms: observation.at_ms,
@@ -213,7 +200,6 @@ impl Seen {
             address: address(observation.ip, key),
             subnet: subnet(observation.ip, key),
             network: observation.network.kind,
-            asn: observation.network.asn,
             model,
             settings: (settings >> 32) as u32,
             rig: keyed::hash_parts(key, &[&software.to_le_bytes(), &settings.to_le_bytes()]),
@@ -229,11 +215,7 @@ impl Seen {
             tools: !conversation.tools.is_empty(),
             readable: prompt.is_some(),
             max_tokens: sampling.max_tokens,
-            stream: sampling.stream,
             samples: sampling.n.unwrap_or(1).max(1),
-            prompt_tokens: u32::try_from(usage.prompt_tokens).unwrap_or(u32::MAX),
-            completion_tokens: u32::try_from(usage.completion_tokens).unwrap_or(u32::MAX),
-            status: observation.answer.status,
             duration_ms: u32::try_from(observation.answer.duration_ms).unwrap_or(u32::MAX),
             resolver: None,
             released_h: None,
@@ -287,7 +269,6 @@ fn client(
         matches!(kind, ContradictionKind::UserAgentVsHttp2 | ContradictionKind::TlsVsHttp2)
     };
     let http2 = reading.contradictions.iter().filter(|found| of_http2(found.kind));
-    let strongest = reading.contradictions.iter().max_by(|a, b| a.strength.total_cmp(&b.strength));
     let mut families = FamilySet::default();
     if let Some(family) = reading.claimed {
         families.insert(family);
@@ -299,7 +280,6 @@ fn client(
         bulk_window: reading.bulk_window,
         families,
         permutation,
-        contradiction: strongest.map(|found| found.explain()),
     };
     (seen, reading.shape, reading.software)
 }

@@ -372,57 +372,6 @@ impl<const N: usize> Merge for Distinct<N> {
     }
 }
 
-/// In which of the latest 128 units of time there was something.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Activity {
-    /// Number of the unit that bit 0 stands for.
-    latest: u32,
-    bits: u128,
-}
-
-impl Activity {
-    /// Notes that there was something in this unit of time.
-    pub fn add(&mut self, unit: u32) {
-        self.merge(&Self { latest: unit, bits: 1 });
-    }
-
-    /// In how many units there was something.
-    #[must_use]
-    pub fn active(&self) -> u32 {
-        self.bits.count_ones()
-    }
-
-    /// From the first unit kept with something to the latest, both counted.
-    #[must_use]
-    pub fn span(&self) -> u32 {
-        128 - self.bits.leading_zeros()
-    }
-
-    /// The units with something, from the latest back.
-    pub fn units(&self) -> impl Iterator<Item = u32> + '_ {
-        (0..128u32)
-            .filter(|back| self.bits >> back & 1 == 1)
-            .map(|back| self.latest.saturating_sub(back))
-    }
-}
-
-impl Merge for Activity {
-    fn merge(&mut self, other: &Self) {
-        if other.bits == 0 {
-            return;
-        }
-        if self.bits == 0 {
-            *self = *other;
-            return;
-        }
-        let (newer, older) =
-            if self.latest >= other.latest { (*self, *other) } else { (*other, *self) };
-        let back = newer.latest - older.latest;
-        let kept = if back < 128 { older.bits << back } else { 0 };
-        *self = Self { latest: newer.latest, bits: newer.bits | kept };
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -472,7 +421,6 @@ mod tests {
         assert_monoid::<Histogram<5>>("histogram", |n, h| h.add(n.next(6) as usize));
         assert_monoid::<Moments>("moments", |n, m| m.add(n.next(1000) as u32));
         assert_monoid::<Distinct<8>>("distinct", |n, d| d.add(n.next(40)));
-        assert_monoid::<Activity>("activity", |n, a| a.add(1000 + n.next(300) as u32));
         assert_monoid::<Latest<Mark, 6>>("latest", |n, l| {
             l.add(&Mark::new(n.next(12), n.next(50) as u32));
         });
@@ -490,18 +438,6 @@ mod tests {
             distinct.add(crate::keyed::hash(&[1; 16], &key.to_le_bytes()));
         }
         assert!((5_000.0..20_000.0).contains(&distinct.count()), "{}", distinct.count());
-    }
-
-    #[test]
-    fn activity_forgets_what_is_long_ago() {
-        let mut activity = Activity::default();
-        for unit in [1_000, 1_001, 1_200] {
-            activity.add(unit);
-        }
-        assert_eq!((activity.active(), activity.span()), (1, 1));
-        activity.add(1_100);
-        assert_eq!((activity.active(), activity.span()), (2, 101));
-        assert_eq!(activity.units().collect::<Vec<_>>(), [1_200, 1_100]);
     }
 
     #[test]

@@ -675,8 +675,6 @@ fn seen(frames: u64) -> impl Strategy<Value = Seen> {
                 readable: flags[6],
                 max_tokens: flags[7].then_some(u64::from(length)),
                 samples: 1 + u32::from(flags[8]),
-                completion_tokens: length,
-                status: if flags[9] { 200 } else { 429 },
                 duration_ms: length,
                 released_h: flags[10].then_some(3.0),
                 refused: flags[11],
