@@ -141,7 +141,7 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<(), String> {
     let mut err = io::stderr().lock();
     // Verdicts on standard output are for a program; the summary is for whoever watches.
     let show: &mut dyn Write = if to_stdout { &mut err } else { out };
-    let written = (|| {
+    let written: io::Result<()> = (|| {
         replay.summarise(seconds, show)?;
         if let Some(other) = &other {
             compare(&replay, other, show)?;
@@ -151,7 +151,11 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<(), String> {
         }
         show.flush()
     })();
-    written.map_err(|error: io::Error| format!("the summary cannot be written: {error}"))
+    match written {
+        // Whoever reads only the first lines has what they wanted.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(|error| format!("the summary cannot be written: {error}")),
+    }
 }
 
 /// One policy at work on a trace.
