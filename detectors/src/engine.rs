@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::account::{self, Known, Recent};
 use crate::detector::Context;
@@ -20,7 +20,7 @@ use crate::pivot::{Family, Generations, Pivots};
 use crate::policy::Policy;
 use crate::seen::{Learnt, Seen};
 use crate::sketch::{Mark, Merge};
-use crate::snapshot::{self, SavedAccount, Snapshot, WrongVersion};
+use crate::snapshot::{self, Snapshot, WrongVersion};
 use crate::tier::{Held, Tier};
 use crate::ties::{self, Edge, Kind, Muted, Neighbour, Ties};
 
@@ -39,7 +39,7 @@ const CUSTOMERS_MIN: f64 = 2_000.0;
 const CLUSTER_MASS_MIN: f64 = 0.4;
 
 /// Everything that is held of an account.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Account {
     /// Its pseudonym.
     pub id: AccountId,
@@ -245,26 +245,18 @@ impl Engine {
             }
         }
         self.releases.sort_unstable();
+        self.releases.drain(..self.releases.len().saturating_sub(RELEASES_MAX));
     }
 
     /// What this engine remembers. What it has learnt of the server's ServerHellos it learns again.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let save = |account: &Account| SavedAccount {
-            id: account.id.clone(),
-            memory: account.memory.clone(),
-            memories: account.memories.clone(),
-            held: account.held,
-            peak: account.peak,
-            first: account.first,
-            cluster: account.cluster,
-        };
         let mut resolvers: Vec<_> =
             self.resolvers.iter().map(|(address, mark)| (address, *mark)).collect();
         resolvers.sort_unstable_by_key(|(address, _)| *address);
         Snapshot {
             version: snapshot::VERSION,
-            accounts: self.accounts().into_iter().map(save).collect(),
+            accounts: self.accounts().into_iter().cloned().collect(),
             pivots: self.pivots.save(),
             resolvers,
             releases: self.releases.clone(),
@@ -279,16 +271,10 @@ impl Engine {
         if saved.version != snapshot::VERSION {
             return Err(WrongVersion { found: saved.version });
         }
-        for saved in saved.accounts {
-            let key = self.account_key(&saved.id);
-            let account = self.touch(key, &saved.id);
-            account.judged_at = saved.memory.requests;
-            account.memory = saved.memory;
-            account.memories = saved.memories;
-            account.held = saved.held;
-            account.peak = saved.peak;
-            account.first = saved.first;
-            account.cluster = saved.cluster;
+        for account in saved.accounts {
+            let key = self.account_key(&account.id);
+            let id = account.id.clone();
+            *self.touch(key, &id) = account;
         }
         for (family, value, pivot) in saved.pivots {
             self.pivots.restore(family, value, pivot);
@@ -487,6 +473,25 @@ fn is_due(requests: u32, judged_at: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::ModelRelease;
+
+    #[test]
+    fn merged_releases_keep_their_bound() {
+        let facts = Arc::new(Facts::builtin().unwrap());
+        let mut engines = [0_u64, 1].map(|odd| {
+            let mut engine = Engine::new(Arc::default(), facts.clone(), [1; 16]);
+            for number in 0..RELEASES_MAX as u64 {
+                let at_ms = 2 * number + odd;
+                let model = format!("model-{at_ms}").into();
+                engine.observe(&Event::ModelRelease(ModelRelease { at_ms, model }));
+            }
+            engine
+        });
+        let [mine, theirs] = &mut engines;
+        mine.merge(theirs);
+        assert_eq!(mine.releases.len(), RELEASES_MAX);
+        assert_eq!(mine.releases[0].0, RELEASES_MAX as u64, "the oldest go");
+    }
 
     #[test]
     fn judgements_thin_out() {

@@ -5,12 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::account;
-use crate::list::Memories;
-use crate::observation::AccountId;
+use crate::engine::Account;
 use crate::pivot::{Family, Pivot};
 use crate::sketch::Mark;
-use crate::tier::{Held, Tier};
 
 /// Version of the form below. It changes with every change to what is remembered.
 pub const VERSION: u16 = 1;
@@ -21,32 +18,13 @@ pub struct Snapshot {
     /// [`VERSION`] of the program that wrote it.
     pub version: u16,
     /// Accounts in the order of their pseudonyms.
-    pub accounts: Vec<SavedAccount>,
+    pub accounts: Vec<Account>,
     /// Shared values, in the order of family and value.
     pub pivots: Vec<(Family, u64, Pivot)>,
     /// Encrypted resolvers by the hash of the address that used them.
     pub resolvers: Vec<(u64, Mark)>,
     /// Releases: unix milliseconds and the model's hash.
     pub releases: Vec<(u64, u64)>,
-}
-
-/// What is remembered of one account.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SavedAccount {
-    /// Its pseudonym.
-    pub id: AccountId,
-    /// What all detectors share.
-    pub memory: account::Memory,
-    /// What each detector remembers.
-    pub memories: Memories,
-    /// Tier and suspicion.
-    pub held: Held,
-    /// The highest suspicion and tier reached.
-    pub peak: (f64, Tier),
-    /// When each tier was first reached.
-    pub first: [Option<(u64, u32)>; 5],
-    /// Its cluster.
-    pub cluster: Option<u64>,
 }
 
 /// A snapshot of another version.
