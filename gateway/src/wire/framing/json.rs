@@ -530,7 +530,7 @@ fn mend(bytes: &[u8]) -> Option<Vec<u8>> {
     changed.then_some(out)
 }
 
-/// The UTF-16 unit that a `\uXXXX` escape at the start of `bytes` stands for.
+/// The UTF-16 unit that a `\u` escape with its four digits at the start of `bytes` stands for.
 fn escaped_unit(bytes: &[u8]) -> Option<u16> {
     let digits = bytes.strip_prefix(b"\\u")?.get(..4)?;
     digits.iter().try_fold(0, |unit, digit| {
