@@ -6,7 +6,7 @@ use crate::event::Profile;
 use crate::finding::ramp;
 use crate::keyed::{self, Key};
 use crate::network::NetworkKind;
-use crate::seen::Seen;
+use crate::seen::{Answered, Seen};
 use crate::sketch::{Histogram, Latest, Mark, Merge, Moments, Timed};
 
 /// Length of a slot of activity, in seconds.
@@ -174,7 +174,8 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Takes in an exchange.
+    /// Takes in what a request shows. Its topic and its answer may come later, see
+    /// [`Self::note_topic`] and [`Self::note_answer`].
     pub fn note(&mut self, seen: &Seen) {
         let at_s = seen.at_s();
         let slot_ms = u64::from(SLOT_S) * 1000;
@@ -191,13 +192,13 @@ impl Memory {
         self.recent.add(&Recent {
             at_ms: seen.at_ms,
             id: seen.id,
-            duration_ms: seen.duration_ms,
+            duration_ms: 0,
             prompt: seen.prompt,
             frames: seen.frames,
             opening: seen.opening,
             settings: seen.settings,
             prompt_chars: u16::try_from(seen.prompt_chars).unwrap_or(u16::MAX),
-            topic: seen.text.topic.map_or(0, |(topic, _)| topic + 1),
+            topic: seen.topic(),
         });
         if let Some(resolver) = seen.resolver {
             self.resolvers.add(&mark(resolver));
@@ -211,6 +212,20 @@ impl Memory {
         self.prompted = self.prompted.saturating_add(1);
         self.history += u32::from(seen.history && !seen.tool_turn);
         self.prompt_chars.add(seen.prompt_chars);
+    }
+
+    /// Takes in what a request's prompt turned out to be about.
+    pub fn note_topic(&mut self, seen: &Seen) {
+        if let Some(recent) = self.recent.get_mut(u64::from(seen.id)) {
+            recent.topic = seen.topic();
+        }
+    }
+
+    /// Takes in how a request was answered.
+    pub fn note_answer(&mut self, id: u32, answered: &Answered) {
+        if let Some(recent) = self.recent.get_mut(u64::from(id)) {
+            recent.duration_ms = answered.duration_ms;
+        }
     }
 
     /// Templates among the recent exchanges: paragraphs that came with different texts, each with

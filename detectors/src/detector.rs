@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::account;
 use crate::finding::Finding;
 use crate::pivot::Family;
-use crate::seen::Seen;
+use crate::seen::{Answered, Seen};
 use crate::sketch::Merge;
 use crate::ties::Ties;
 
@@ -36,8 +36,11 @@ pub trait Detector {
     /// Shared values that are its evidence: they tie nobody where it is switched off.
     const FAMILIES: &'static [Family] = &[];
 
-    /// Takes in an exchange.
+    /// Takes in what a request shows.
     fn note(memory: &mut Self::Memory, seen: &Seen);
+
+    /// Takes in how the request was answered, once it was.
+    fn note_answer(_memory: &mut Self::Memory, _answered: &Answered) {}
 
     /// Judges an account.
     fn judge(memory: &Self::Memory, context: &Context<'_>) -> Finding;

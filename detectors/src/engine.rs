@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::account::{self, Known, Recent};
-use crate::detector::Context;
+use crate::detector::{Context, Pace};
 use crate::event::{DnsLookup, EnforcementAction, Event, Profile};
 use crate::facts::Facts;
 use crate::fusion::{self, Contribution};
@@ -18,7 +18,7 @@ use crate::list::{LIST, Memories};
 use crate::observation::{AccountId, Observation};
 use crate::pivot::{Family, Generations, Pivots};
 use crate::policy::Policy;
-use crate::seen::{Learnt, Seen};
+use crate::seen::{self, Answered, Arrived, Learnt, Pending, Seen};
 use crate::sketch::{Mark, Merge};
 use crate::snapshot::{self, Snapshot, WrongVersion};
 use crate::tier::{Held, Tier};
@@ -78,6 +78,15 @@ pub struct Decision {
     pub suspicion: f64,
     /// Every detector's part.
     pub contributions: Vec<Contribution>,
+}
+
+/// What came of a request's arrival.
+#[derive(Debug)]
+pub struct Arrival {
+    /// The judgement, where the account was due.
+    pub decision: Option<Decision>,
+    /// What is left to read of its prompt; `None` where its text came before.
+    pub pending: Option<Pending>,
 }
 
 /// A tie as a person reads it.
@@ -335,17 +344,71 @@ impl Engine {
         if !lookup.transport.is_encrypted() {
             return;
         }
-        let address = crate::seen::address(lookup.ip, &self.key);
-        let resolver = crate::seen::address(lookup.server, &self.key);
+        let address = seen::address(lookup.ip, &self.key);
+        let resolver = seen::address(lookup.server, &self.key);
         let at_s = u32::try_from(lookup.at_ms / 1000).unwrap_or(u32::MAX);
         let mark = Mark::new(resolver, at_s);
         *self.resolvers.touch(address, || mark) = mark;
     }
 
+    /// Takes in a request that has just arrived: everything but its prompt's meaning and its answer,
+    /// which [`Self::understood`] and [`Self::answered`] take in when they are known. The three
+    /// together leave what [`Self::observe`] leaves of the whole exchange.
+    pub fn arrived(&mut self, arrived: Arrived) -> Arrival {
+        let (id, seen, mut pending) = arrived.join(&self.facts, &mut self.learnt);
+        let key = self.account_key(&id);
+        let (seen, due) = self.note(key, &id, seen);
+        if pending.is_none() {
+            self.note_meaning(key, &seen);
+        }
+        let decision = if due { self.judge(key, seen.at_ms, false) } else { None };
+        if let Some(pending) = &mut pending {
+            pending.seen = seen;
+            pending.judged = due;
+        }
+        Arrival { decision, pending }
+    }
+
+    /// Takes in what a request's prompt means; judges again where the account was judged without it.
+    pub fn understood(&mut self, pending: &Pending) -> Option<Decision> {
+        pending.learn(&mut self.learnt);
+        let key = self.account_key(&pending.account);
+        self.note_meaning(key, &pending.seen);
+        if pending.judged { self.judge(key, pending.seen.at_ms, false) } else { None }
+    }
+
+    /// Takes in how an exchange was answered.
+    pub fn answered(&mut self, id: &AccountId, exchange: &str, answered: &Answered) {
+        let key = self.account_key(id);
+        if let Some(account) = self.accounts.get_mut(key) {
+            account.memory.note_answer(seen::exchange_key(exchange, &self.key), answered);
+            account.memories.note_answer(answered);
+        }
+    }
+
     fn exchange(&mut self, observation: &Observation) -> Option<Decision> {
         let id = observation.account.as_ref()?;
         let key = self.account_key(id);
-        let mut seen = Seen::read(observation, &self.facts, &mut self.learnt, &self.key);
+        let seen = Seen::read(observation, &self.facts, &mut self.learnt, &self.key);
+        let (seen, due) = self.note(key, id, seen);
+        self.note_meaning(key, &seen);
+        let answered = Answered::of(&observation.answer);
+        if let Some(account) = self.accounts.get_mut(key) {
+            account.memory.note_answer(seen.id, &answered);
+            account.memories.note_answer(&answered);
+        }
+        if due { self.judge(key, seen.at_ms, false) } else { None }
+    }
+
+    fn note_meaning(&mut self, key: u64, seen: &Seen) {
+        if let Some(account) = self.accounts.get_mut(key) {
+            account.memory.note_topic(seen);
+            account.memories.note(seen, Pace::Background);
+        }
+    }
+
+    /// Remembers what a request shows; returns it completed, and whether its account is due.
+    fn note(&mut self, key: u64, id: &AccountId, mut seen: Seen) -> (Seen, bool) {
         let at_s = seen.at_s();
         let lookup = self.resolvers.get(seen.address);
         let recent = lookup.filter(|mark| at_s.saturating_sub(mark.at_s) <= LOOKUP_S);
@@ -361,7 +424,7 @@ impl Engine {
         }
         let account = self.touch(key, id);
         account.memory.note(&seen);
-        account.memories.note(&seen);
+        account.memories.note(&seen, Pace::Inline);
         let customer = account.memory.customer(key);
         let due = account.stale || is_due(account.memory.requests, account.judged_at);
         let some = |hash: u32| (hash != 0).then_some(u64::from(hash));
@@ -383,7 +446,7 @@ impl Engine {
                 self.pivots.add(family, value, key, customer, at_s);
             }
         }
-        if due { self.judge(key, seen.at_ms, false) } else { None }
+        (seen, due)
     }
 
     fn ties(&self, key: u64, account: &Account) -> Ties {

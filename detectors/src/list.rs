@@ -7,7 +7,7 @@ use crate::detect;
 use crate::detector::{Context, Detector, Pace};
 use crate::finding::Finding;
 use crate::pivot::Family;
-use crate::seen::Seen;
+use crate::seen::{Answered, Seen};
 use crate::sketch::Merge;
 
 /// What the list says of a detector.
@@ -49,9 +49,16 @@ macro_rules! detectors {
         }
 
         impl Memories {
-            /// Takes in an exchange.
-            pub fn note(&mut self, seen: &Seen) {
-                $(<detect::$file::$detector as Detector>::note(&mut self.$file, seen);)*
+            /// Takes in what a request shows, by the detectors of one pace.
+            pub fn note(&mut self, seen: &Seen, pace: Pace) {
+                $(if <detect::$file::$detector as Detector>::PACE == pace {
+                    <detect::$file::$detector as Detector>::note(&mut self.$file, seen);
+                })*
+            }
+
+            /// Takes in how a request was answered.
+            pub fn note_answer(&mut self, answered: &Answered) {
+                $(<detect::$file::$detector as Detector>::note_answer(&mut self.$file, answered);)*
             }
 
             /// Judges an account with the detectors that are on.

@@ -1,15 +1,17 @@
 //! What an exchange shows, worked out once for all detectors: readings, keyed hashes and counts.
 //! No text gets past this point.
 
+use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use crate::client::{ContradictionKind, FamilySet, Ja3sBaseline, PermutationWatch};
-use crate::conversation::{Finish, Role};
+use crate::client::{ClientReading, ContradictionKind, FamilySet, Ja3sBaseline, PermutationWatch};
+use crate::conversation::{Answer, Conversation, Finish, Role};
 use crate::facts::Facts;
 use crate::keyed::{self, Key};
 use crate::network::NetworkKind;
-use crate::observation::Observation;
-use crate::text::{FAMILIES, Family, Reading};
+use crate::observation::{AccountId, Observation, TlsCapture};
+use crate::text::{FAMILIES, Family, Folded, Reading};
 
 /// Shortest prompt, in bytes, whose repetition means anything: `hello` is everybody's.
 const PROMPT_BYTES_MIN: usize = 32;
@@ -69,8 +71,6 @@ pub struct Seen {
     pub max_tokens: Option<u64>,
     /// Answers asked for at once.
     pub samples: u32,
-    /// How long the answer took, milliseconds.
-    pub duration_ms: u32,
     /// The encrypted resolver that the address uses.
     pub resolver: Option<u64>,
     /// Hours since the model that was asked was released, where it was lately.
@@ -81,8 +81,26 @@ pub struct Seen {
     pub text: TextSeen,
     /// What the client shows of itself.
     pub client: ClientSeen,
-    /// Whether a filter or a refusal ended the answer.
+}
+
+/// How a request was answered.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Answered {
+    /// How long it took, milliseconds.
+    pub duration_ms: u32,
+    /// Whether a filter or a refusal ended it.
     pub refused: bool,
+}
+
+impl Answered {
+    /// What an answer shows.
+    #[must_use]
+    pub fn of(answer: &Answer) -> Self {
+        Self {
+            duration_ms: u32::try_from(answer.duration_ms).unwrap_or(u32::MAX),
+            refused: answer.finish == Some(Finish::Filtered) || answer.refusal_chars > 0,
+        }
+    }
 }
 
 /// What a prompt's text shows: numbers and categories, no text.
@@ -135,13 +153,17 @@ impl Default for Readings {
 }
 
 impl Readings {
-    fn read(&mut self, system: &str, prompt: &str, facts: &Facts, key: &Key) -> TextSeen {
-        let hash = keyed::hash_parts(key, &[system.as_bytes(), prompt.as_bytes()]) | 1;
-        let slot = &mut self.slots[(hash >> 32) as usize % READINGS];
-        if slot.0 != hash {
-            *slot = (hash, TextSeen::of(&facts.text.read(system, prompt)));
-        }
-        slot.1
+    fn get(&self, hash: u64) -> Option<TextSeen> {
+        let slot = &self.slots[Self::place(hash)];
+        (slot.0 == hash).then_some(slot.1)
+    }
+
+    fn put(&mut self, hash: u64, read: TextSeen) {
+        self.slots[Self::place(hash)] = (hash, read);
+    }
+
+    fn place(hash: u64) -> usize {
+        (hash >> 32) as usize % READINGS
     }
 }
 
@@ -162,6 +184,108 @@ pub struct ClientSeen {
     pub permutation: PermutationWatch,
 }
 
+/// What a request shows before an engine has seen it. Reading it needs no engine, so that nobody
+/// waits meanwhile but the request itself.
+#[derive(Debug)]
+pub struct Arrived {
+    pub(crate) account: AccountId,
+    pub(crate) seen: Seen,
+    reading: ClientReading,
+    tls: Option<Arc<TlsCapture>>,
+    ip: IpAddr,
+    text_hash: u64,
+    unread: Unread,
+}
+
+/// A prompt whose meaning has not been read yet.
+struct Unread {
+    reading: Reading,
+    folded: Folded,
+}
+
+impl fmt::Debug for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Unread({} bytes)", self.folded.text.len())
+    }
+}
+
+impl Arrived {
+    /// Reads the request of an observation, all but its prompt's meaning; `None` where no account
+    /// sent it.
+    #[must_use]
+    pub fn read(observation: &Observation, facts: &Facts, key: &Key) -> Option<Self> {
+        let account = observation.account.clone()?;
+        let reading = facts.clients.read(observation.tls.as_deref(), &observation.http, key);
+        let mut seen = Seen::without_text(observation, &reading, key);
+        let (system, prompt) = texts(&observation.conversation);
+        let (phrases, folded) = facts.text.read_phrases(system, prompt);
+        seen.text = TextSeen::of(&phrases);
+        Some(Self {
+            account,
+            seen,
+            reading,
+            tls: observation.tls.clone(),
+            ip: observation.ip,
+            text_hash: text_hash(system, prompt, key),
+            unread: Unread { reading: phrases, folded },
+        })
+    }
+
+    /// Joins what was learnt before. What is left to read of the prompt comes back with it, `None`
+    /// where its text came before.
+    pub(crate) fn join(
+        self,
+        facts: &Facts,
+        learnt: &mut Learnt,
+    ) -> (AccountId, Seen, Option<Pending>) {
+        let Self { account, mut seen, reading, tls, ip, text_hash, unread } = self;
+        seen.client = client(reading, tls.as_deref(), &seen, ip, facts, learnt);
+        if let Some(text) = learnt.readings.get(text_hash) {
+            seen.text = text;
+            return (account, seen, None);
+        }
+        let pending = Pending {
+            account: account.clone(),
+            seen: seen.clone(),
+            text_hash,
+            unread: Some(unread),
+            judged: false,
+        };
+        (account, seen, Some(pending))
+    }
+}
+
+/// The slow half of taking a request in: what its prompt means.
+#[derive(Debug)]
+pub struct Pending {
+    pub(crate) account: AccountId,
+    pub(crate) seen: Seen,
+    text_hash: u64,
+    unread: Option<Unread>,
+    /// Whether its account was judged when it arrived, and so is to be judged again.
+    pub(crate) judged: bool,
+}
+
+impl Pending {
+    /// Reads the prompt's meaning. Needs no engine.
+    pub fn read(&mut self, facts: &Facts) {
+        if let Some(Unread { mut reading, folded }) = self.unread.take() {
+            facts.text.read_meaning(&mut reading, &folded);
+            self.seen.text = TextSeen::of(&reading);
+        }
+    }
+
+    pub(crate) fn learn(&self, learnt: &mut Learnt) {
+        learnt.readings.put(self.text_hash, self.seen.text);
+    }
+
+    /// Bytes that it holds, near enough for a bound.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        size_of::<Self>() + self.unread.as_ref().map_or(0, |unread| unread.folded.text.len())
+    }
+}
+
 /// What reading exchanges has taught so far.
 #[derive(Clone, Debug, Default)]
 pub struct Learnt {
@@ -172,13 +296,28 @@ pub struct Learnt {
 }
 
 impl Seen {
-    /// Reads an exchange.
+    /// Reads a whole request at once.
     #[must_use]
     pub fn read(observation: &Observation, facts: &Facts, learnt: &mut Learnt, key: &Key) -> Self {
+        let reading = facts.clients.read(observation.tls.as_deref(), &observation.http, key);
+        let mut seen = Self::without_text(observation, &reading, key);
+        seen.client =
+            client(reading, observation.tls.as_deref(), &seen, observation.ip, facts, learnt);
+        let (system, prompt) = texts(&observation.conversation);
+        let hash = text_hash(system, prompt, key);
+        seen.text = learnt.readings.get(hash).unwrap_or_else(|| {
+            let read = TextSeen::of(&facts.text.read(system, prompt));
+            learnt.readings.put(hash, read);
+            read
+        });
+        seen
+    }
+
+    /// Everything but what the client and the prompt's text show.
+    fn without_text(observation: &Observation, reading: &ClientReading, key: &Key) -> Self {
         let conversation = &observation.conversation;
         let sampling = &conversation.sampling;
-        let prompt = conversation.turns.iter().rev().find(|turn| turn.role == Role::User);
-        let text = prompt.map_or("", |turn| turn.text.as_str().trim());
+        let (system_text, text) = texts(conversation);
         let model = keyed::hash(key, conversation.model.as_deref().unwrap_or("").as_bytes());
         let settings = keyed::hash_parts(
             key,
@@ -191,40 +330,43 @@ impl Seen {
                 &[u8::from(sampling.stream), u8::from(sampling.structured)],
             ],
         );
-        let (client, shape, software) = client(observation, facts, &mut learnt.ja3s, key);
-        let system_text = conversation.system.as_str();
-        let history = conversation.turns.iter().any(|turn| turn.role == Role::Assistant);
         Self {
             at_ms: observation.at_ms,
-            id: short(key, &[observation.id.as_bytes()]),
+            id: exchange_key(&observation.id, key),
             address: address(observation.ip, key),
             subnet: subnet(observation.ip, key),
             network: observation.network.kind,
             model,
             settings: (settings >> 32) as u32,
-            rig: keyed::hash_parts(key, &[&software.to_le_bytes(), &settings.to_le_bytes()]),
-            shape,
+            rig: keyed::hash_parts(
+                key,
+                &[&reading.software.to_le_bytes(), &settings.to_le_bytes()],
+            ),
+            shape: reading.shape,
             prompt: if text.len() >= PROMPT_BYTES_MIN { short(key, &[text.as_bytes()]) } else { 0 },
             frames: frames(text, key),
             system: system(system_text, key),
             task_chain: numbers_tasks(system_text),
             opening: opening(text, key),
             prompt_chars: u32::try_from(text.len()).unwrap_or(u32::MAX),
-            history,
+            history: conversation.turns.iter().any(|turn| turn.role == Role::Assistant),
             tool_turn: conversation.turns.last().is_some_and(|turn| turn.role == Role::Tool),
             tools: !conversation.tools.is_empty(),
-            readable: prompt.is_some(),
+            readable: conversation.turns.iter().any(|turn| turn.role == Role::User),
             max_tokens: sampling.max_tokens,
             samples: sampling.n.unwrap_or(1).max(1),
-            duration_ms: u32::try_from(observation.answer.duration_ms).unwrap_or(u32::MAX),
             resolver: None,
             released_h: None,
             any_release: false,
-            text: learnt.readings.read(system_text, text, facts, key),
-            client,
-            refused: observation.answer.finish == Some(Finish::Filtered)
-                || observation.answer.refusal_chars > 0,
+            text: TextSeen::default(),
+            client: ClientSeen::default(),
         }
+    }
+
+    /// The prompt's capability category plus one; 0 where none was found.
+    #[must_use]
+    pub fn topic(&self) -> u8 {
+        self.text.topic.map_or(0, |(topic, _)| topic + 1)
     }
 
     /// Unix seconds.
@@ -242,6 +384,11 @@ pub(crate) fn address(ip: IpAddr, key: &Key) -> u64 {
     }
 }
 
+/// Hash of an exchange's name.
+pub(crate) fn exchange_key(id: &str, key: &Key) -> u32 {
+    short(key, &[id.as_bytes()])
+}
+
 fn subnet(ip: IpAddr, key: &Key) -> u64 {
     match ip {
         IpAddr::V4(ip) => keyed::hash(key, &ip.octets()[..3]),
@@ -250,20 +397,20 @@ fn subnet(ip: IpAddr, key: &Key) -> u64 {
 }
 
 fn client(
-    observation: &Observation,
+    mut reading: ClientReading,
+    tls: Option<&TlsCapture>,
+    seen: &Seen,
+    ip: IpAddr,
     facts: &Facts,
-    ja3s: &mut Ja3sBaseline,
-    key: &Key,
-) -> (ClientSeen, u64, u64) {
-    let tls = observation.tls.as_deref();
-    let mut reading = facts.clients.read(tls, &observation.http, key);
+    learnt: &mut Learnt,
+) -> ClientSeen {
     let mut permutation = PermutationWatch::default();
     if let Some(tls) = tls {
-        if let Some(unexpected) = ja3s.unexpected(&facts.clients, &reading, tls) {
+        if let Some(unexpected) = learnt.ja3s.unexpected(&facts.clients, &reading, tls) {
             reading.add(unexpected);
         }
-        ja3s.learn(&reading, tls);
-        permutation.observe(&facts.clients, &reading, tls, observation.ip, observation.at_ms);
+        learnt.ja3s.learn(&reading, tls);
+        permutation.observe(&facts.clients, &reading, tls, ip, seen.at_ms);
     }
     let of_http2 = |kind: ContradictionKind| {
         matches!(kind, ContradictionKind::UserAgentVsHttp2 | ContradictionKind::TlsVsHttp2)
@@ -273,15 +420,25 @@ fn client(
     if let Some(family) = reading.claimed {
         families.insert(family);
     }
-    let seen = ClientSeen {
+    ClientSeen {
         strength: reading.strength,
         http2: http2.map(|found| found.strength).fold(0.0, f32::max).min(reading.strength),
         grpc: reading.is_grpc,
         bulk_window: reading.bulk_window,
         families,
         permutation,
-    };
-    (seen, reading.shape, reading.software)
+    }
+}
+
+/// System prompt and prompt: the last thing that the caller said.
+fn texts(conversation: &Conversation) -> (&str, &str) {
+    let prompt = conversation.turns.iter().rev().find(|turn| turn.role == Role::User);
+    (conversation.system.as_str(), prompt.map_or("", |turn| turn.text.as_str().trim()))
+}
+
+/// Never 0, which an empty place among the readings has.
+fn text_hash(system: &str, prompt: &str, key: &Key) -> u64 {
+    keyed::hash_parts(key, &[system.as_bytes(), prompt.as_bytes()]) | 1
 }
 
 /// Numbers vary within one template, letters' case does not matter.

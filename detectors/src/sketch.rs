@@ -244,6 +244,11 @@ impl<T: Timed, const N: usize> Latest<T, N> {
         self.0.iter().find(|item| item.key() == key)
     }
 
+    /// The one with this key, to change what neither its key nor its time is made of.
+    pub(crate) fn get_mut(&mut self, key: u64) -> Option<&mut T> {
+        self.0.iter_mut().find(|item| item.key() == key)
+    }
+
     /// How many are held.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -4,14 +4,16 @@
 
 mod corpus;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, LazyLock};
 
 use corpus::{Corpus, END_MS, Label};
+
 use detectors::engine::{Decision, Engine};
 use detectors::facts::Facts;
 use detectors::list::LIST;
 use detectors::policy::Policy;
+use detectors::seen::{Answered, Arrived, Pending};
 use detectors::tier::Tier;
 use detectors::{AccountId, Conversation, Event};
 
@@ -68,6 +70,53 @@ static JUDGED: LazyLock<Judged> = LazyLock::new(|| {
     let last = last.map(|decision| (decision.account.clone(), decision)).collect();
     Judged { corpus, engine, decisions, last }
 });
+
+/// Live, a request is taken in when it arrives, its meaning a few requests later and its answer when
+/// it ends. That must leave the same memories as taking in whole exchanges, and much the same tiers.
+#[test]
+fn taking_exchanges_in_by_parts_remembers_the_same() {
+    const BACKLOG: usize = 5;
+    let facts = Arc::new(Facts::builtin().expect("shipped tables"));
+    let key = [7; 16];
+    let mut live = Engine::new(Arc::default(), facts.clone(), key);
+    let mut pending: VecDeque<Pending> = VecDeque::new();
+    let understand = |live: &mut Engine, pending: &mut VecDeque<Pending>, left: usize| {
+        while pending.len() > left {
+            if let Some(mut one) = pending.pop_front() {
+                one.read(&facts);
+                live.understood(&one);
+            }
+        }
+    };
+    let mut first_medium = BTreeMap::new();
+    for event in &JUDGED.corpus.events {
+        let Event::Exchange(observation) = event else {
+            live.observe(event);
+            continue;
+        };
+        let Some(arrived) = Arrived::read(observation, &facts, &key) else { continue };
+        pending.extend(live.arrived(arrived).pending);
+        understand(&mut live, &mut pending, BACKLOG);
+        let account = observation.account.as_ref().expect("it arrived");
+        live.answered(account, &observation.id, &Answered::of(&observation.answer));
+    }
+    understand(&mut live, &mut pending, 0);
+    for (mine, whole) in live.accounts().iter().zip(JUDGED.engine.accounts()) {
+        assert_eq!(mine.id, whole.id);
+        assert!(mine.memory == whole.memory, "{}: memories differ", mine.id);
+        assert!(mine.memories == whole.memories, "{}: detectors' memories differ", mine.id);
+        let at = |first: [Option<(u64, u32)>; 5]| first[Tier::Medium as usize].map(|(_, at)| at);
+        first_medium.insert(mine.id.clone(), (at(mine.first), at(whole.first)));
+    }
+    let reached = first_medium.values().filter(|(_, whole)| whole.is_some()).count();
+    let near = |(mine, whole): &(Option<u32>, Option<u32>)| match (mine, whole) {
+        (Some(mine), Some(whole)) => mine.abs_diff(*whole) <= 2,
+        (None, None) => true,
+        _ => false,
+    };
+    let apart = first_medium.values().filter(|pair| !near(pair)).count();
+    assert!(reached > 50 && apart * 50 <= reached, "{apart} of {reached} differ");
+}
 
 /// What became of the accounts of one population or campaign.
 #[derive(Debug, Default)]

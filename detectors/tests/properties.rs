@@ -10,11 +10,12 @@ use std::sync::{Arc, LazyLock};
 
 use corpus::{END_MS, Label};
 use detectors::account;
+use detectors::detector::Pace;
 use detectors::engine::{Decision, Engine};
 use detectors::facts::Facts;
 use detectors::list::{LIST, Memories};
 use detectors::policy::Policy;
-use detectors::seen::{ClientSeen, Seen, TextSeen};
+use detectors::seen::{Answered, ClientSeen, Seen, TextSeen};
 use detectors::sketch::Merge;
 use detectors::snapshot::{Snapshot, WrongVersion};
 use detectors::text::FAMILIES;
@@ -675,9 +676,7 @@ fn seen(frames: u64) -> impl Strategy<Value = Seen> {
                 readable: flags[6],
                 max_tokens: flags[7].then_some(u64::from(length)),
                 samples: 1 + u32::from(flags[8]),
-                duration_ms: length,
                 released_h: flags[10].then_some(3.0),
-                refused: flags[11],
                 text,
                 client: ClientSeen {
                     strength: near,
@@ -697,7 +696,15 @@ fn remembered(seen: &[Seen]) -> (account::Memory, Memories) {
     let (mut memory, mut memories) = (account::Memory::default(), Memories::default());
     for one in seen {
         memory.note(one);
-        memories.note(one);
+        memory.note_topic(one);
+        memories.note(one, Pace::Inline);
+        memories.note(one, Pace::Background);
+        // Some answers never come.
+        if one.readable {
+            let answered = Answered { duration_ms: one.prompt_chars, refused: one.history };
+            memory.note_answer(one.id, &answered);
+            memories.note_answer(&answered);
+        }
     }
     (memory, memories)
 }

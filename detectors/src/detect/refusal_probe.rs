@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::detector::{Context, Detector, Pace};
 use crate::finding::{Finding, ramp};
 use crate::merge_fields;
-use crate::seen::Seen;
+use crate::seen::{Answered, Seen};
 use crate::sketch::Histogram;
 
 /// The detector.
@@ -40,7 +40,10 @@ impl Detector for RefusalProbe {
         {
             memory.categories.add(usize::from(category));
         }
-        memory.refused += u32::from(seen.refused);
+    }
+
+    fn note_answer(memory: &mut Memory, answered: &Answered) {
+        memory.refused += u32::from(answered.refused);
     }
 
     fn judge(memory: &Memory, context: &Context<'_>) -> Finding {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::archetypes::{Archetypes, Nearness};
 use super::embedding::{Embedding, Table, TableError};
-use super::normalise::{Tricks, fold};
+use super::normalise::{Folded, Tricks, fold};
 use super::phrases::{FAMILIES, Family, Phrases};
 use super::source::DataError;
 use super::topics::Topics;
@@ -96,19 +96,36 @@ impl TextFacts {
     /// Reads a system prompt and a prompt; either may be empty.
     #[must_use]
     pub fn read(&self, system: &str, prompt: &str) -> Reading {
+        let (mut reading, folded) = self.read_phrases(system, prompt);
+        self.read_meaning(&mut reading, &folded);
+        reading
+    }
+
+    /// The quick half of [`Self::read`]: phrases and tricks. What the prompt means is left open, to
+    /// be read from its folded text by [`Self::read_meaning`].
+    #[must_use]
+    pub fn read_phrases(&self, system: &str, prompt: &str) -> (Reading, Folded) {
         let system = fold(system);
         let prompt = fold(prompt);
-        let (vector, opening) = self.table.embed_with_opening(&prompt.text);
-        let about = self.topics.nearest(&vector);
-        Reading {
+        let reading = Reading {
             phrases: self.phrases.read(&prompt.text),
             system_phrases: self.phrases.read(&system.text),
             tricks: prompt.tricks,
             system_tricks: system.tricks,
-            archetype: self.archetypes.nearest(&vector, opening.as_ref()),
-            topic: about.topic,
-            safety: about.safety,
-        }
+            archetype: None,
+            topic: None,
+            safety: None,
+        };
+        (reading, prompt)
+    }
+
+    /// The slow half of [`Self::read`]: what the prompt means.
+    pub fn read_meaning(&self, reading: &mut Reading, prompt: &Folded) {
+        let (vector, opening) = self.table.embed_with_opening(&prompt.text);
+        let about = self.topics.nearest(&vector);
+        reading.archetype = self.archetypes.nearest(&vector, opening.as_ref());
+        reading.topic = about.topic;
+        reading.safety = about.safety;
     }
 
     /// The vector of one text.
