@@ -1,13 +1,20 @@
-//! What an operator may set of the judgement.
+//! What an operator may set: how accounts are judged, and what is done about them.
+
+mod actions;
+
+pub use actions::{
+    Action, Actions, Asked, ByTier, Enforcement, Limit, Rule, Scope, Takedown, Watermarks,
+    WhenLate, Words,
+};
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::list::LIST;
-use crate::tier::Thresholds;
+use crate::tier::{Thresholds, Tier};
 
-/// The settings of the judgement. Parsed and checked once by [`Policy::parse`]; what passes
+/// The settings of judgement and enforcement. Parsed and checked once by [`Policy::parse`]; what passes
 /// cannot be invalid.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -27,7 +34,33 @@ pub struct Policy {
     /// Bounds of memory.
     #[serde(default)]
     pub memory: Bounds,
+    /// What holds for all actions.
+    #[serde(default)]
+    pub enforcement: Enforcement,
+    /// What is done about an account, by its tier. A tier that is not named has its default.
+    #[serde(default)]
+    pub action: ByTier,
+    /// Other actions for some requests; the first that matches holds.
+    #[serde(default)]
+    pub rule: Vec<Rule>,
+    /// Limits by name; the shipped ones stay unless one of the same name takes their place.
+    #[serde(default)]
+    pub limit: BTreeMap<String, Limit>,
+    /// How answers are marked.
+    #[serde(default)]
+    pub watermark: Watermarks,
+    /// What callers are told.
+    #[serde(default)]
+    pub words: Words,
+    /// Guard rails of a takedown.
+    #[serde(default)]
+    pub takedown: Takedown,
 }
+
+/// Most rules of one policy.
+const RULES_MAX: usize = 256;
+/// Most limits of one policy.
+const LIMITS_MAX: usize = 64;
 
 /// How findings become one number.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -98,6 +131,13 @@ impl Default for Policy {
                 .collect(),
             allow: Allow::default(),
             memory: Bounds::default(),
+            enforcement: Enforcement::default(),
+            action: ByTier::default(),
+            rule: Vec::new(),
+            limit: actions::limits(),
+            watermark: Watermarks::default(),
+            words: Words::default(),
+            takedown: Takedown::default(),
         }
     }
 }
@@ -109,11 +149,14 @@ impl Policy {
     /// Everything that is wrong with it, each with its key and what is allowed; a syntax error with
     /// its line.
     pub fn parse(toml: &str) -> Result<Self, Vec<String>> {
-        let policy: Self = toml::from_str(toml).map_err(|error| {
+        let mut policy: Self = toml::from_str(toml).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);
             let line = toml.get(..at).map_or(1, |before| before.matches('\n').count() + 1);
             vec![format!("{line}: {}", error.message().replace('\n', " "))]
         })?;
+        for (name, limit) in actions::limits() {
+            policy.limit.entry(name).or_insert(limit);
+        }
         let wrong = policy.faults();
         if wrong.is_empty() {
             return Ok(policy);
@@ -167,7 +210,78 @@ impl Policy {
                 wrong.push((key.to_owned(), what));
             }
         }
+        self.enforcement_faults(&mut wrong);
         wrong
+    }
+
+    fn enforcement_faults(&self, wrong: &mut Vec<(String, String)>) {
+        let mut within = |key: String, value: f64, least: f64, most: f64| {
+            if !(least..=most).contains(&value) {
+                wrong.push((key, format!(" = {value}: allowed is {least} to {most}")));
+            }
+        };
+        let sets = self.action_sets();
+        for (key, actions) in &sets {
+            if let Some(pace) = actions.pace_tokens_per_second {
+                within(format!("{key}.pace_tokens_per_second"), pace, 0.5, 10_000.0);
+            }
+        }
+        for (name, limit) in &self.limit {
+            for (key, value) in [
+                ("requests_per_minute", limit.requests_per_minute),
+                ("input_tokens_per_minute", limit.input_tokens_per_minute),
+                ("output_tokens_per_minute", limit.output_tokens_per_minute),
+            ] {
+                within(format!("limit.{name}.{key}"), value.unwrap_or(1.0), 0.1, 1e12);
+            }
+            let concurrent = f64::from(limit.concurrent.unwrap_or(1));
+            within(format!("limit.{name}.concurrent"), concurrent, 1.0, 1e6);
+            within(format!("limit.{name}.burst_seconds"), limit.burst_seconds, 0.1, 3_600.0);
+        }
+        let inline_ms = self.enforcement.inline_ms_max as f64;
+        within("enforcement.inline_ms_max".to_owned(), inline_ms, 1.0, 1_000.0);
+        let takedown = &self.takedown;
+        let least = takedown.member_suspicion_min;
+        within("takedown.member_suspicion_min".to_owned(), least, 0.01, 1.0);
+        within("takedown.expires_hours".to_owned(), takedown.expires_hours, 0.01, 8_760.0);
+        within("takedown.members_max".to_owned(), takedown.members_max as f64, 1.0, 1e6);
+        within("rule".to_owned(), self.rule.len() as f64, 0.0, RULES_MAX as f64);
+        within("limit".to_owned(), self.limit.len() as f64, 0.0, LIMITS_MAX as f64);
+        for (key, actions) in &sets {
+            for limit in actions.throttle.iter().filter(|name| !self.limit.contains_key(*name)) {
+                let known: Vec<_> = self.limit.keys().map(String::as_str).collect();
+                let what = format!(": there is no limit {limit}; there are {}", known.join(", "));
+                wrong.push((format!("{key}.throttle"), what));
+            }
+        }
+        if let Some(url) = &self.words.verify_url
+            && !(url.starts_with("https://") || url.starts_with("http://"))
+        {
+            let what = format!(" = {url}: must begin with https:// or http://");
+            wrong.push(("words.verify_url".to_owned(), what));
+        }
+    }
+
+    /// Every set of actions with the key of its table.
+    fn action_sets(&self) -> Vec<(String, &Actions)> {
+        let by_tier =
+            Tier::ALL.map(|tier| (format!("action.{}", tier.name()), self.action.of(tier)));
+        let rules = self.rule.iter().enumerate();
+        let rules = rules.map(|(index, rule)| (format!("rule {}.action", index + 1), &rule.action));
+        by_tier.into_iter().chain(rules).collect()
+    }
+
+    /// What is done about a request of an account of this tier.
+    #[must_use]
+    pub fn actions(&self, tier: Tier, asked: &Asked<'_>) -> &Actions {
+        let rule = self.rule.iter().find(|rule| rule.matches(tier, asked));
+        rule.map_or_else(|| self.action.of(tier), |rule| &rule.action)
+    }
+
+    /// Whether an action is only counted.
+    #[must_use]
+    pub fn in_shadow(&self, actions: &Actions, action: Action) -> bool {
+        self.enforcement.shadow || actions.shadow.contains(&action)
     }
 
     /// Whether a detector is on.
@@ -185,21 +299,34 @@ impl Policy {
     }
 }
 
-/// The line, from 1, on which a dotted key or its table stands; 1 where it is not found.
+/// The line, from 1, on which a dotted key or its table stands; 1 where it is not found. Tables of
+/// a list are numbered from 1: `rule 2.action.throttle`.
 fn line_of(toml: &str, key: &str) -> usize {
     let (table, name) = key.rsplit_once('.').unwrap_or((key, ""));
-    let mut within = "";
+    let mut within = String::new();
+    let mut list = (String::new(), 0);
     let mut nearest = 1;
     for (number, line) in toml.lines().enumerate() {
         let line = line.trim();
-        if let Some(header) = line.strip_prefix('[').and_then(|rest| rest.split(']').next()) {
-            within = header.trim();
-            if within == table || within == key {
-                nearest = number + 1;
-            }
+        if let Some(header) = line.strip_prefix("[[").and_then(|rest| rest.split(']').next()) {
+            let header = header.trim();
+            let count = if list.0 == header { list.1 + 1 } else { 1 };
+            list = (header.to_owned(), count);
+            within = format!("{header} {count}");
+        } else if let Some(header) = line.strip_prefix('[').and_then(|rest| rest.split(']').next())
+        {
+            let header = header.trim();
+            within = match header.strip_prefix(list.0.as_str()) {
+                Some(rest) if rest.starts_with('.') => format!("{} {}{rest}", list.0, list.1),
+                _ => header.to_owned(),
+            };
         } else if within == table && line.split('=').next().is_some_and(|held| held.trim() == name)
         {
             return number + 1;
+        }
+        let here = within == table || within == key;
+        if here && line.starts_with('[') {
+            nearest = number + 1;
         }
     }
     nearest
@@ -226,6 +353,34 @@ mod tests {
     }
 
     #[test]
+    fn shipped_policies_are_valid() {
+        let strict = Policy::parse(include_str!("../../policies/strict.toml")).unwrap();
+        assert!(strict.action.high.refuse && !strict.enforcement.shadow);
+        let observe = Policy::parse(include_str!("../../policies/observe.toml")).unwrap();
+        assert!(observe.enforcement.shadow);
+        let mut judged_alike = Policy::parse("").unwrap();
+        judged_alike.enforcement.shadow = true;
+        assert_eq!(observe, judged_alike, "what is observed is what the default would do");
+    }
+
+    #[test]
+    fn the_first_rule_that_matches_holds() {
+        let policy = Policy::parse(
+            "[[rule]]\nroute = \"trusted\"\n[[rule]]\nmodel = \"small*\"\ntiers = [\"high\"]\n\
+             [rule.action]\nrefuse = true\nshadow = [\"refuse\"]\n",
+        )
+        .unwrap();
+        let asked = |route, model| Asked { route, model: Some(model), organisation: None };
+        let trusted = policy.actions(Tier::Critical, &asked("trusted", "small-1"));
+        assert_eq!(trusted, &Actions::default());
+        let small = policy.actions(Tier::High, &asked("main", "small-1"));
+        assert!(small.refuse && policy.in_shadow(small, Action::Refuse));
+        let large = policy.actions(Tier::High, &asked("main", "large-1"));
+        assert_eq!(large, &policy.action.high);
+        assert!(!policy.in_shadow(large, Action::Pace));
+    }
+
+    #[test]
     fn everything_wrong_is_told_with_line_and_key() {
         let cases = [
             ("[tiers]\nlow = \"x\"\n", &["2: "][..]),
@@ -246,6 +401,26 @@ mod tests {
                 &["1: tiers: low, medium, high and critical must rise"],
             ),
             ("[memory]\naccounts_max = 5\npivots_max = 2000\n", &["2: memory.accounts_max = 5"]),
+            ("[action.high]\nthrotle = []\n", &["2: unknown field `throtle`"]),
+            (
+                "[action.high]\nthrottle = [\"x\"]\npace_tokens_per_second = 0.0\n",
+                &[
+                    "3: action.high.pace_tokens_per_second = 0: allowed is 0.5 to 10000",
+                    "2: action.high.throttle: there is no limit x; there are suspect, suspect_cluster",
+                ],
+            ),
+            ("[limit.a]\nper = \"planet\"\n", &["2: unknown variant `planet`"]),
+            (
+                "[limit.a]\nper = \"ip\"\nrequests_per_minute = -1.0\n",
+                &["3: limit.a.requests_per_minute = -1: allowed is 0.1 to"],
+            ),
+            (
+                "[[rule]]\nroute = \"a\"\n[[rule]]\nroute = \"b\"\n[rule.action]\n\
+                 throttle = [\"y\"]\n",
+                &["6: rule 2.action.throttle: there is no limit y"],
+            ),
+            ("[action.low]\nshadow = [\"watch\"]\n", &["2: unknown variant `watch`"]),
+            ("[words]\nverify_url = \"ftp://a\"\n", &["2: words.verify_url = ftp://a: must"]),
         ];
         for (toml, expected) in cases {
             let faults = Policy::parse(toml).unwrap_err();
