@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::account::{self, Known, Recent};
@@ -13,7 +14,7 @@ use crate::detector::{Context, Pace};
 use crate::event::{DnsLookup, EnforcementAction, Event, Profile};
 use crate::facts::Facts;
 use crate::fusion::{self, Contribution};
-use crate::keyed::{self, Key};
+use crate::keyed::{self, Key, KeyedState};
 use crate::list::{LIST, Memories};
 use crate::observation::{AccountId, Observation};
 use crate::pivot::{Family, Generations, Pivots};
@@ -24,6 +25,9 @@ use crate::snapshot::{self, Snapshot, WrongVersion};
 use crate::tier::{Held, Tier};
 use crate::ties::{self, Edge, Kind, Muted, Neighbour, Ties};
 
+/// Time after which a suspected account's next exchange has it judged again, so that a tier which
+/// nothing new supports is left though its account asks rarely.
+const REJUDGED_MS: u64 = 3_600_000;
 /// Releases that are remembered.
 const RELEASES_MAX: usize = 64;
 /// A lookup speaks for exchanges from its address so many seconds after.
@@ -76,6 +80,8 @@ pub struct Decision {
     pub before: Tier,
     /// Suspicion, 0..1.
     pub suspicion: f64,
+    /// The cluster that its ties put it into.
+    pub cluster: Option<u64>,
     /// Every detector's part.
     pub contributions: Vec<Contribution>,
 }
@@ -116,32 +122,53 @@ pub struct Engine {
     pivots: Pivots,
     resolvers: Generations<Mark>,
     releases: Vec<(u64, u64)>,
+    /// The accounts of each cluster, by their keys: found again from the accounts, so not saved.
+    clusters: HashMap<u64, Vec<u64>, KeyedState>,
 }
 
 impl Engine {
     /// An engine without memories. Hashes are made under `key`.
     #[must_use]
     pub fn new(policy: Arc<Policy>, facts: Arc<Facts>, key: Key) -> Self {
-        let mut muted: Muted = [false; Family::ALL.len()];
-        for entry in LIST.iter().filter(|entry| !policy.enabled(entry.name)) {
-            for family in entry.families {
-                muted[*family as usize] = true;
-            }
-        }
-        let allow = policy.allow.accounts.iter().chain(&policy.allow.organisations);
-        let allowed = allow.map(|id| keyed::hash(&key, id.as_bytes())).collect();
         Self {
             facts,
             key,
-            allowed,
+            allowed: allowed(&policy, &key),
             learnt: Learnt::default(),
-            muted,
+            muted: muted(&policy),
             accounts: Generations::new(policy.memory.accounts_max),
             pivots: Pivots::new(policy.memory.pivots_max),
             resolvers: Generations::new(policy.memory.accounts_max),
             releases: Vec::new(),
+            clusters: HashMap::default(),
             policy,
         }
+    }
+
+    /// Judges by another policy from now on. The bounds of memory stay those of the first.
+    pub fn set_policy(&mut self, policy: Arc<Policy>) {
+        self.allowed = allowed(&policy, &self.key);
+        self.muted = muted(&policy);
+        self.policy = policy;
+    }
+
+    /// The accounts whose ties put them into a cluster, in the order of their pseudonyms.
+    #[must_use]
+    pub fn cluster_members(&self, label: u64) -> Vec<&Account> {
+        let keys = self.clusters.get(&label).map(Vec::as_slice).unwrap_or_default();
+        let held = keys.iter().filter_map(|key| self.accounts.get(*key)).map(|held| &**held);
+        let mut members: Vec<_> = held.filter(|held| held.cluster == Some(label)).collect();
+        members.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        members
+    }
+
+    /// Every cluster with how many accounts are in it, the largest first.
+    #[must_use]
+    pub fn clusters(&self) -> Vec<(u64, usize)> {
+        let mut clusters: Vec<_> =
+            self.clusters.iter().map(|(label, members)| (*label, members.len())).collect();
+        clusters.sort_unstable_by_key(|(label, members)| (usize::MAX - members, *label));
+        clusters
     }
 
     /// Takes in an event. An exchange of a known account that is due gives a judgement.
@@ -242,6 +269,7 @@ impl Engine {
                 }
             }
         }
+        self.index_clusters();
         for (address, theirs) in other.resolvers.iter() {
             let mine = self.resolvers.touch(address, || *theirs);
             if (theirs.at_s, theirs.key()) > (mine.at_s, mine.key()) {
@@ -292,6 +320,7 @@ impl Engine {
             self.resolvers.touch(address, || mark);
         }
         self.releases = saved.releases;
+        self.index_clusters();
         Ok(())
     }
 
@@ -426,7 +455,9 @@ impl Engine {
         account.memory.note(&seen);
         account.memories.note(&seen, Pace::Inline);
         let customer = account.memory.customer(key);
-        let due = account.stale || is_due(account.memory.requests, account.judged_at);
+        let aged = account.held.tier > Tier::None
+            && seen.at_ms.saturating_sub(account.held.at_ms) >= REJUDGED_MS;
+        let due = account.stale || aged || is_due(account.memory.requests, account.judged_at);
         let some = |hash: u32| (hash != 0).then_some(u64::from(hash));
         let second = account.memory.recent.get(u64::from(seen.id)).map(Recent::second);
         let shared = [
@@ -489,21 +520,57 @@ impl Engine {
         account.held.judge(suspicion, now_ms, thresholds);
         account.judged_at = account.memory.requests;
         account.stale = false;
-        account.cluster = cluster;
+        let cluster_before = std::mem::replace(&mut account.cluster, cluster);
         let tier = account.held.tier;
         account.peak = (account.peak.0.max(suspicion), account.peak.1.max(tier));
         for reached in Tier::ALL.into_iter().skip(1).filter(|reached| *reached <= tier) {
             account.first[reached as usize].get_or_insert((now_ms, account.memory.requests));
         }
-        Some(Decision {
+        let decision = Decision {
             account: account.id.clone(),
             at_ms: now_ms,
             request: account.memory.requests,
             tier,
             before,
             suspicion,
+            cluster,
             contributions,
-        })
+        };
+        self.join_cluster(key, cluster_before, cluster);
+        Some(decision)
+    }
+
+    fn join_cluster(&mut self, key: u64, before: Option<u64>, now: Option<u64>) {
+        if before == now {
+            return;
+        }
+        if let Some(label) = before
+            && let Some(members) = self.clusters.get_mut(&label)
+        {
+            members.retain(|member| *member != key);
+            if members.is_empty() {
+                self.clusters.remove(&label);
+            }
+        }
+        if let Some(label) = now {
+            let accounts = &self.accounts;
+            let members = self.clusters.entry(label).or_default();
+            // Accounts that were let go are let go here too, once in a while.
+            if members.len() == members.capacity() {
+                members.retain(|member| accounts.get(*member).is_some());
+            }
+            members.push(key);
+        }
+    }
+
+    fn index_clusters(&mut self) {
+        self.clusters.clear();
+        let mut labelled: Vec<(u64, u64)> =
+            self.accounts.iter().filter_map(|(key, held)| Some((held.cluster?, key))).collect();
+        labelled.sort_unstable();
+        for (label, key) in labelled {
+            self.clusters.entry(label).or_default().push(key);
+        }
     }
 
     /// The cluster that an account's firm ties vote for: the label with the most weight, so that
@@ -526,6 +593,23 @@ impl Engine {
         votes.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         votes.first().map(|(label, _)| *label).or(account.cluster).or(Some(key))
     }
+}
+
+/// Accounts and organisations that a policy never judges, by their hashes.
+fn allowed(policy: &Policy, key: &Key) -> Vec<u64> {
+    let allow = policy.allow.accounts.iter().chain(&policy.allow.organisations);
+    allow.map(|id| keyed::hash(key, id.as_bytes())).collect()
+}
+
+/// Shared values that tie nobody, because their detector is off.
+fn muted(policy: &Policy) -> Muted {
+    let mut muted: Muted = [false; Family::ALL.len()];
+    for entry in LIST.iter().filter(|entry| !policy.enabled(entry.name)) {
+        for family in entry.families {
+            muted[*family as usize] = true;
+        }
+    }
+    muted
 }
 
 /// Whether an account with so many exchanges is to be judged again.
@@ -554,6 +638,37 @@ mod tests {
         mine.merge(theirs);
         assert_eq!(mine.releases.len(), RELEASES_MAX);
         assert_eq!(mine.releases[0].0, RELEASES_MAX as u64, "the oldest go");
+    }
+
+    #[test]
+    fn clusters_are_found_by_their_label() {
+        let facts = Arc::new(Facts::builtin().unwrap());
+        let mut engine = Engine::new(Arc::default(), facts, [1; 16]);
+        let ids: Vec<AccountId> = ["a", "b", "c"].iter().map(|id| AccountId::new(*id)).collect();
+        let keys: Vec<u64> = ids.iter().map(|id| engine.account_key(id)).collect();
+        let put = |engine: &mut Engine, place: usize, label: Option<u64>| {
+            let before = engine.touch(keys[place], &ids[place]).cluster;
+            engine.touch(keys[place], &ids[place]).cluster = label;
+            engine.join_cluster(keys[place], before, label);
+        };
+        for (place, label) in [(0, Some(7)), (1, Some(7)), (2, Some(9)), (1, Some(9)), (2, Some(9))]
+        {
+            put(&mut engine, place, label);
+        }
+        let names = |engine: &Engine, label| {
+            let members = engine.cluster_members(label).into_iter();
+            members.map(|held| held.id.as_str().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (names(&engine, 7), names(&engine, 9)),
+            (vec!["a".into()], vec!["b".into(), "c".into()])
+        );
+        assert_eq!(engine.clusters(), [(9, 2), (7, 1)]);
+        let mut again = Engine::new(Arc::default(), engine.facts.clone(), [1; 16]);
+        again.restore(engine.snapshot()).unwrap();
+        assert_eq!(again.clusters(), engine.clusters());
+        put(&mut engine, 0, None);
+        assert_eq!(engine.clusters(), [(9, 2)]);
     }
 
     #[test]
