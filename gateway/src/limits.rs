@@ -274,3 +274,18 @@ pub const ADMIN_BODY_BYTES_MAX: u64 = 64 * 1024;
 
 /// Exchanges in one answer.
 pub const ADMIN_EXCHANGES_MAX: usize = 1000;
+
+// wire/rewrite.rs
+/// Texts of an answer that are told apart while it is rewritten; further ones are left as they are.
+pub const REWRITE_TEXTS_MAX: usize = 1024;
+
+/// Bytes of an answer's texts that are kept so that what repeats them, or points into them, can be
+/// made to agree. Past it, texts are left as they are. The longest answers of today's models have
+/// half of this.
+pub const REWRITE_KEPT_BYTES_MAX: usize = 1024 * 1024;
+
+/// Bytes of events that wait for text that is held; past it, what is held goes out.
+pub const REWRITE_QUEUE_BYTES_MAX: usize = 128 * 1024;
+
+/// Events that wait so.
+pub const REWRITE_QUEUE_EVENTS_MAX: usize = 256;

@@ -26,6 +26,9 @@ mod provider {
 mod recorded;
 mod refusal;
 mod request;
+mod rewrite;
+#[cfg(test)]
+mod rewritten;
 
 use std::borrow::Cow;
 
@@ -34,6 +37,9 @@ use detectors::{Answer, Format};
 pub use answer::{AnswerReader, Delta, Piece};
 pub use refusal::{Refusal, RefusalKind, Rendered, stream_error};
 pub use request::{Unreadable, read_request};
+pub use rewrite::{
+    Changes, Counts, Edit, EventMeter, MarkerFor, Reasoning, Released, Rewriter, TextId, TextMarker,
+};
 
 /// The format of a request. `path` may carry a query.
 ///
@@ -119,6 +125,59 @@ pub fn fuzz_sse(data: &[u8]) {
             assert_eq!(whole, cut, "{format:?} reads differently when cut");
         }
     }
+}
+
+/// Feeds arbitrary bytes to everything that rewrites answers: must not panic, must write the same
+/// wherever the bytes are cut, and what nobody marks must come out as it came in. The first byte
+/// chooses the cut.
+#[doc(hidden)]
+pub fn fuzz_rewrite(data: &[u8]) {
+    let Some((first, data)) = data.split_first() else {
+        return;
+    };
+    let (head, tail) = data.split_at(data.len() * usize::from(*first) / 256);
+    for format in Format::ALL {
+        for content_type in ["text/event-stream", "application/json"] {
+            for (begin, marks, notice) in [
+                (Rewriter::new as Begin, true, Some("withheld".to_owned())),
+                (Rewriter::resume, true, None),
+                (Rewriter::new, false, None),
+            ] {
+                let changes = || Changes {
+                    mark: Some(Box::new(
+                        move |_| Some(Box::new(rewrite::Hyphens::new(marks)) as _),
+                    )),
+                    reasoning: match marks {
+                        true => Reasoning::Withhold { notice: notice.clone() },
+                        false => Reasoning::Keep,
+                    },
+                };
+                let run = |pieces: &[&[u8]]| {
+                    let rewriter = begin(format, 200, Some(content_type), changes());
+                    rewriter.map(|rewriter| rewrite_in_pieces(rewriter.with_meter(), pieces))
+                };
+                let whole = run(&[data]);
+                assert_eq!(whole, run(&[head, tail]), "{format:?} writes differently when cut");
+                assert!(marks || whole.is_none_or(|out| out == data), "{format:?} changes bytes");
+            }
+            let mut meter = EventMeter::new(format, Some(content_type));
+            let mut released = Vec::new();
+            meter.push(head, &mut released);
+            meter.push(tail, &mut released);
+        }
+    }
+}
+
+/// Either way to begin a rewriter.
+type Begin = fn(Format, u16, Option<&str>, Changes) -> Option<Rewriter>;
+
+fn rewrite_in_pieces(mut rewriter: Rewriter, pieces: &[&[u8]]) -> Vec<u8> {
+    let mut out = bytes::BytesMut::new();
+    for piece in pieces {
+        rewriter.push(piece, &mut out);
+    }
+    rewriter.finish(&mut out);
+    out.to_vec()
 }
 
 /// The answer and what was not read of it.
@@ -242,6 +301,7 @@ mod tests {
         fn no_bytes_make_a_reader_panic(data in noise()) {
             fuzz_json(&data);
             fuzz_sse(&data);
+            fuzz_rewrite(&data);
         }
 
         #[test]

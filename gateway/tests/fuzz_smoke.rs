@@ -38,6 +38,14 @@ fn sse() {
 }
 
 #[test]
+fn rewrite() {
+    let chat = b"\x80: hi\r\n\r\ndata: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a b c\",\"reasoning\":\"d\"}}]}\n\ndata: {\"choices\":[{\"delta\":{\"content\":\" e\"},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n";
+    let responses = b"\x90data: {\"type\":\"response.output_text.delta\",\"delta\":\"a b\"}\n\ndata: {\"type\":\"response.output_text.annotation.added\",\"annotation\":{\"start_index\":0,\"end_index\":3}}\n\ndata: {\"type\":\"response.output_text.done\",\"text\":\"a b\"}\n\n";
+    let gemini = b"\xa0[{\"candidates\":[{\"content\":{\"parts\":[{\"text\":\"a b\"},{\"text\":\"c\",\"thought\":true}]},\"groundingMetadata\":{\"groundingSupports\":[{\"segment\":{\"endIndex\":3,\"text\":\"a b\"}}]}}]}\n,\r\n{}]";
+    smoke(gateway::wire::fuzz_rewrite, &[chat, responses, gemini]);
+}
+
+#[test]
 fn proxy_v2() {
     let mut seed = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c".to_vec();
     seed.extend_from_slice(&[192, 0, 2, 1, 192, 0, 2, 2, 0x30, 0x39, 0x01, 0xbb]);

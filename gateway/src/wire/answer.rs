@@ -60,10 +60,9 @@ impl AnswerReader {
     /// A reader for the answer with this status and content type.
     #[must_use]
     pub fn new(format: Format, status: u16, content_type: Option<&str>) -> Self {
-        let essence = content_type.and_then(|value| value.split(';').next()).unwrap_or_default();
         let body = if format == Format::Grpc {
             Body::Grpc(MessageCounter::new())
-        } else if essence.trim().eq_ignore_ascii_case("text/event-stream") {
+        } else if essence(content_type).eq_ignore_ascii_case(EVENT_STREAM) {
             Body::Sse(SseReader::new())
         } else if format == Format::Unknown {
             Body::Unread
@@ -83,11 +82,11 @@ impl AnswerReader {
             let Some(first) = bytes.iter().find(|byte| !byte.is_ascii_whitespace()) else {
                 return;
             };
-            self.body = match first {
-                b'{' => Body::Whole(Vec::new()),
-                b'[' => Body::Array(ArrayReader::default()),
-                b'd' | b'e' | b'i' | b'r' | b':' | 0xef => Body::Sse(SseReader::new()),
-                _ => Body::Unread,
+            self.body = match Framing::sniffed(*first) {
+                Some(Framing::Whole) => Body::Whole(Vec::new()),
+                Some(Framing::Array) => Body::Array(ArrayReader::default()),
+                Some(Framing::Sse) => Body::Sse(SseReader::new()),
+                None => Body::Unread,
             };
         }
         let Self { body, provider, tally } = self;
@@ -164,6 +163,79 @@ impl AnswerReader {
     #[must_use]
     pub fn finish(self, complete: bool) -> Answer {
         self.finish_with(complete, &mut |_| {}).0
+    }
+}
+
+const EVENT_STREAM: &str = "text/event-stream";
+
+/// How an answer's events are framed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// Server-sent events.
+    Sse,
+    /// The elements of one JSON array.
+    Array,
+    /// One JSON object.
+    Whole,
+}
+
+impl Framing {
+    /// What a content type promises: events, or some JSON; `None` when neither.
+    pub(super) fn labelled(content_type: Option<&str>) -> Option<Self> {
+        let essence = essence(content_type).to_ascii_lowercase();
+        match essence.as_str() {
+            EVENT_STREAM => Some(Self::Sse),
+            "" => Some(Self::Whole),
+            json if json.ends_with("/json") || json.ends_with("+json") => Some(Self::Whole),
+            _ => None,
+        }
+    }
+
+    /// What a body is by its first character that is no white space.
+    pub(super) fn sniffed(first: u8) -> Option<Self> {
+        match first {
+            b'{' => Some(Self::Whole),
+            b'[' => Some(Self::Array),
+            b'd' | b'e' | b'i' | b'r' | b':' | 0xef => Some(Self::Sse),
+            _ => None,
+        }
+    }
+}
+
+/// The content type without its parameters.
+fn essence(content_type: Option<&str>) -> &str {
+    content_type.and_then(|value| value.split(';').next()).unwrap_or_default().trim()
+}
+
+/// Counts the text in single events of a stream.
+pub(super) struct TextCounter {
+    provider: Provider,
+    tally: Tally,
+}
+
+impl TextCounter {
+    /// A counter for events of this format.
+    pub(super) fn new(format: Format) -> Self {
+        Self { provider: Provider::new(format), tally: Tally::default() }
+    }
+
+    /// About how many tokens of answer text, reasoning and tool arguments an event carries: at
+    /// least 1 when it carries any. What repeats earlier text counts nothing.
+    pub(super) fn tokens(&mut self, name: &[u8], data: &[u8]) -> u32 {
+        let mut said = 0_u64;
+        let mut count = |delta: Delta<'_>| {
+            said += match delta.piece {
+                Piece::Text(text) | Piece::Reasoning(text) | Piece::Refusal(text) => chars(text),
+                Piece::Arguments { json, .. } => chars(json),
+                Piece::ToolCall { .. } => 0,
+            };
+        };
+        let mut sink = Sink { tally: &mut self.tally, on_delta: &mut count };
+        self.provider.event(name, data, &mut sink);
+        match said {
+            0 => 0,
+            said => u32::try_from(said / 4).unwrap_or(u32::MAX).max(1),
+        }
     }
 }
 

@@ -21,6 +21,7 @@ use serde::de::{
 };
 use serde_json::value::RawValue;
 
+use super::sse::Boundary;
 use crate::limits::{EVENT_BYTES_MAX, JSON_ITEMS_MAX};
 
 /// Reads with `reader`, and once more from a mended copy where the bytes are not JSON as they are.
@@ -580,16 +581,25 @@ pub(crate) enum Element<'a> {
     TooLong,
 }
 
-/// Splits a JSON array into its elements as they come (Gemini streams such an array).
+/// What a byte means for the array that it stands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Nothing for the elements' bounds.
+    Within,
+    /// An element begins with this byte.
+    Begins,
+    /// The element ended before this byte.
+    EndedBefore,
+    /// The element ends with this byte.
+    EndsHere,
+}
+
+/// Where the elements of a JSON array begin and end.
 ///
 /// What is inside an element is left to its reader; here only strings and brackets are told
-/// apart. An element that lies whole in one piece is handed out in place.
-#[derive(Debug, Default)]
-pub(crate) struct ArrayReader {
-    /// The beginning of an element whose end has not come yet.
-    open: Vec<u8>,
-    /// Length of the open element so far.
-    open_bytes: usize,
+/// apart.
+#[derive(Clone, Copy, Debug, Default)]
+struct ArrayState {
     /// Brackets and braces open, the array's own included.
     depth: usize,
     in_string: bool,
@@ -597,45 +607,126 @@ pub(crate) struct ArrayReader {
     in_element: bool,
 }
 
+impl ArrayState {
+    fn step(&mut self, byte: u8) -> Step {
+        if self.in_string {
+            if self.after_backslash {
+                self.after_backslash = false;
+            } else if byte == b'\\' {
+                self.after_backslash = true;
+            } else if byte == b'"' {
+                self.in_string = false;
+            }
+            return Step::Within;
+        }
+        let mut step = Step::Within;
+        // A bare element (a number, a word) ends at the comma or the array's own bracket.
+        if self.in_element && self.depth == 1 && matches!(byte, b',' | b']') {
+            self.in_element = false;
+            step = Step::EndedBefore;
+        }
+        let opens_element = self.depth == 1 && !matches!(byte, b',' | b']') && {
+            !self.in_element && !byte.is_ascii_whitespace()
+        };
+        if opens_element {
+            self.in_element = true;
+            step = Step::Begins;
+        }
+        match byte {
+            b'"' => self.in_string = true,
+            b'[' | b'{' => self.depth = self.depth.saturating_add(1),
+            b']' | b'}' => {
+                self.depth = self.depth.saturating_sub(1);
+                if self.depth == 1 && self.in_element {
+                    self.in_element = false;
+                    step = Step::EndsHere;
+                }
+            }
+            _ => {}
+        }
+        step
+    }
+}
+
+/// Finds where the elements of an array end, and holds no bytes itself: the counterpart of
+/// [`Boundaries`](super::sse::Boundaries).
+///
+/// What stands between two elements counts to the second.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ArrayBoundaries {
+    state: ArrayState,
+    open_bytes: usize,
+}
+
+impl ArrayBoundaries {
+    /// Begins inside an array, behind one of its elements.
+    pub(crate) fn behind_an_element() -> Self {
+        let state = ArrayState { depth: 1, ..ArrayState::default() };
+        Self { state, open_bytes: 0 }
+    }
+
+    /// The next end of an element in `bytes`, or `None` when they hold none.
+    ///
+    /// Bytes up to the end (or all of them) are then consumed: go on with those after it.
+    pub(crate) fn next_end(&mut self, bytes: &[u8]) -> Option<Boundary> {
+        for (at, &byte) in bytes.iter().enumerate() {
+            let before = self.state;
+            let end = match self.state.step(byte) {
+                Step::EndsHere => at + 1,
+                Step::EndedBefore => {
+                    // The byte is looked at again, as the first one behind the element.
+                    self.state = ArrayState { in_element: false, ..before };
+                    at
+                }
+                Step::Within | Step::Begins => continue,
+            };
+            let event_bytes = std::mem::take(&mut self.open_bytes) + end;
+            return Some(Boundary { end, event_bytes });
+        }
+        self.open_bytes = self.open_bytes.saturating_add(bytes.len());
+        None
+    }
+
+    /// Bytes since the last end.
+    pub(crate) fn open_bytes(&self) -> usize {
+        self.open_bytes
+    }
+}
+
+/// The element in what [`ArrayBoundaries`] cut out, without the bracket or the comma before it.
+pub(crate) fn element_of(block: &[u8]) -> &[u8] {
+    let block = block.trim_ascii_start();
+    match block {
+        [b'[' | b',', rest @ ..] => rest.trim_ascii_start(),
+        _ => block,
+    }
+}
+
+/// Splits a JSON array into its elements as they come (Gemini streams such an array).
+///
+/// An element that lies whole in one piece is handed out in place.
+#[derive(Debug, Default)]
+pub(crate) struct ArrayReader {
+    /// The beginning of an element whose end has not come yet.
+    open: Vec<u8>,
+    /// Length of the open element so far.
+    open_bytes: usize,
+    state: ArrayState,
+}
+
 impl ArrayReader {
     /// Takes the next piece and hands out each element that it completes.
     pub(crate) fn feed(&mut self, bytes: &[u8], mut on_element: impl FnMut(Element<'_>)) {
         let mut start = 0;
         for (at, &byte) in bytes.iter().enumerate() {
-            if self.in_string {
-                if self.after_backslash {
-                    self.after_backslash = false;
-                } else if byte == b'\\' {
-                    self.after_backslash = true;
-                } else if byte == b'"' {
-                    self.in_string = false;
-                }
-                continue;
-            }
-            // A bare element (a number, a word) ends at the comma or the array's own bracket.
-            if self.in_element && self.depth == 1 && matches!(byte, b',' | b']') {
-                self.end_of_element(&bytes[start..at], &mut on_element);
-            }
-            let opens_element = self.depth == 1 && !matches!(byte, b',' | b']') && {
-                !self.in_element && !byte.is_ascii_whitespace()
-            };
-            if opens_element {
-                self.in_element = true;
-                start = at;
-            }
-            match byte {
-                b'"' => self.in_string = true,
-                b'[' | b'{' => self.depth = self.depth.saturating_add(1),
-                b']' | b'}' => {
-                    self.depth = self.depth.saturating_sub(1);
-                    if self.depth == 1 && self.in_element {
-                        self.end_of_element(&bytes[start..=at], &mut on_element);
-                    }
-                }
-                _ => {}
+            match self.state.step(byte) {
+                Step::Within => {}
+                Step::Begins => start = at,
+                Step::EndedBefore => self.end_of_element(&bytes[start..at], &mut on_element),
+                Step::EndsHere => self.end_of_element(&bytes[start..=at], &mut on_element),
             }
         }
-        if self.in_element {
+        if self.state.in_element {
             let tail = &bytes[start..];
             self.open_bytes = self.open_bytes.saturating_add(tail.len());
             if self.open_bytes > EVENT_BYTES_MAX {
@@ -648,7 +739,7 @@ impl ArrayReader {
 
     /// Whether nothing is open: the array has ended, or has not begun.
     pub(crate) fn at_boundary(&self) -> bool {
-        self.depth == 0 && !self.in_string
+        self.state.depth == 0 && !self.state.in_string
     }
 
     fn end_of_element(&mut self, tail: &[u8], on_element: &mut impl FnMut(Element<'_>)) {
@@ -662,7 +753,6 @@ impl ArrayReader {
         }
         self.open.clear();
         self.open_bytes = 0;
-        self.in_element = false;
     }
 }
 

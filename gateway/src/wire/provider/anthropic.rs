@@ -18,6 +18,7 @@ use crate::wire::framing::json::{
 };
 use crate::wire::refusal::{Body, Refusal, RefusalKind};
 use crate::wire::request::{Dialogue, name, text_turn};
+use crate::wire::rewrite::{Editor, TextId};
 
 object! {
     /// The request.
@@ -355,6 +356,88 @@ fn end(stop_reason: &str, sink: &mut Sink<'_>) {
         _ => Finish::Other,
     };
     sink.finish(0, finish);
+}
+
+object! {
+    /// An event of a stream, or a whole answer, with the places of its texts.
+    struct PlacedEvent<'de> {
+        "type" => kind: Str<'de>,
+        "index" => index: Num,
+        "content_block" => block: PlacedBlock<'de>,
+        "delta" => delta: PlacedDelta<'de>,
+        "content" => content: List<PlacedBlock<'de>>,
+    }
+}
+
+object! {
+    /// A block of the answer.
+    struct PlacedBlock<'de> {
+        "type" => kind: Str<'de>,
+        "text" => text: Raw<'de>,
+        "thinking" => thinking: Raw<'de>,
+        "citations" => citations: Raw<'de>,
+    }
+}
+
+object! {
+    /// A piece of a block.
+    struct PlacedDelta<'de> {
+        "type" => kind: Str<'de>,
+        "text" => text: Raw<'de>,
+        "thinking" => thinking: Raw<'de>,
+    }
+}
+
+/// Names the places of an event's texts.
+///
+/// Text with citations is left alone. Withheld thinking has the shape of the API's own omitted
+/// thinking (an empty text, and the signature that carries the whole of it encrypted), which
+/// clients therefore know. Source: Anthropic API reference, `thinking.display`.
+pub(in crate::wire) fn rewrite_event(
+    name: &[u8],
+    data: &[u8],
+    editor: &mut Editor<'_>,
+) -> serde_json::Result<()> {
+    let event: PlacedEvent<'_> = serde_json::from_slice(data)?;
+    let kind = match event.kind.as_str() {
+        "" => std::str::from_utf8(name).unwrap_or_default(),
+        kind => kind,
+    };
+    let id = block_id(event.index.small().unwrap_or(0));
+    match kind {
+        "content_block_start" => rewrite_block(id, &event.block, editor),
+        "content_block_delta" if event.delta.kind.as_str() == "citations_delta" => editor.leave(id),
+        "content_block_delta" => {
+            editor.text(id, event.delta.text);
+            editor.reasoning(("thinking", id), event.delta.thinking);
+        }
+        "content_block_stop" => editor.end(id),
+        "message" => {
+            for (index, block) in (0_u32..).zip(&event.content.0) {
+                rewrite_block(block_id(index), block, editor);
+            }
+        }
+        "message_delta" | "message_stop" | "error" => editor.end_all(),
+        _ => {}
+    }
+    Ok(())
+}
+
+fn block_id(index: u32) -> TextId {
+    TextId { item: index, ..TextId::default() }
+}
+
+fn rewrite_block(id: TextId, block: &PlacedBlock<'_>, editor: &mut Editor<'_>) {
+    match block.kind.as_str() {
+        "text" => {
+            if block.citations.is_some() {
+                editor.leave(id);
+            }
+            editor.text(id, block.text);
+        }
+        "thinking" => editor.reasoning(("thinking", id), block.thinking),
+        _ => {}
+    }
 }
 
 /// A refusal in Anthropic's shape.

@@ -17,6 +17,7 @@ use crate::wire::framing::json::{
 };
 use crate::wire::refusal::{Body, Refusal, RefusalKind};
 use crate::wire::request::{Dialogue, name, text_turn};
+use crate::wire::rewrite::{Editor, Stretch, TextId, Unit};
 
 object! {
     /// The request.
@@ -375,6 +376,134 @@ fn finish(reason: &str, calls_tools: bool) -> Finish {
         | "MODEL_ARMOR" => Finish::Filtered,
         _ => Finish::Other,
     }
+}
+
+object! {
+    /// An event of a stream, or a whole answer, with the places of its texts.
+    struct PlacedChunk<'de> {
+        "candidates" => candidates: List<PlacedCandidate<'de>>,
+        "error" => error: Present,
+    }
+}
+
+object! {
+    /// One of the answers asked for at once.
+    struct PlacedCandidate<'de> {
+        "index" => index: Num,
+        "content" => content: PlacedContent<'de>,
+        "finishReason" | "finish_reason" => finish_reason: Str<'de>,
+        "logprobsResult" | "logprobs_result" => logprobs: Present,
+        "groundingMetadata" | "grounding_metadata" => grounding: Grounding<'de>,
+        "citationMetadata" | "citation_metadata" => citations: Citations<'de>,
+    }
+}
+
+object! {
+    /// What a candidate says.
+    struct PlacedContent<'de> {
+        "parts" => parts: List<PlacedPart<'de>>,
+    }
+}
+
+object! {
+    /// A part of an answer.
+    struct PlacedPart<'de> {
+        "text" => text: Raw<'de>,
+        "thought" => thought: Flag,
+        "thoughtSignature" | "thought_signature" => signature: Str<'de>,
+        "functionCall" | "function_call" => call: Present,
+    }
+}
+
+object! {
+    /// Which parts of the answer which sources support.
+    struct Grounding<'de> {
+        "groundingSupports" | "grounding_supports" => supports: List<Support<'de>>,
+    }
+}
+
+object! {
+    /// One stretch that sources support.
+    struct Support<'de> {
+        "segment" => segment: Segment<'de>,
+    }
+}
+
+object! {
+    /// A stretch of one part's text, in bytes, and the stretch itself.
+    struct Segment<'de> {
+        "partIndex" | "part_index" => part: Num,
+        "startIndex" | "start_index" => start: Raw<'de>,
+        "endIndex" | "end_index" => end: Raw<'de>,
+        "text" => text: Raw<'de>,
+    }
+}
+
+object! {
+    /// Sources that the answer quotes.
+    struct Citations<'de> {
+        "citationSources" | "citation_sources" | "citations" => sources: List<Citation<'de>>,
+    }
+}
+
+object! {
+    /// A quoted stretch, in bytes.
+    struct Citation<'de> {
+        "startIndex" | "start_index" => start: Raw<'de>,
+        "endIndex" | "end_index" => end: Raw<'de>,
+    }
+}
+
+/// Names the places of an event's texts. All visible parts of a candidate are one text; a part
+/// that is signed is left alone, and so is what follows it.
+pub(in crate::wire) fn rewrite_event(
+    data: &[u8],
+    editor: &mut Editor<'_>,
+) -> serde_json::Result<()> {
+    let chunk: PlacedChunk<'_> = serde_json::from_slice(data)?;
+    for candidate in &chunk.candidates.0 {
+        let id = TextId::choice(candidate.index.small().unwrap_or(0));
+        if candidate.logprobs.0 {
+            editor.leave(id);
+        }
+        let parts = &candidate.content.parts.0;
+        // Where the text of each part begins.
+        let mut begins = Vec::with_capacity(parts.len());
+        for part in parts {
+            begins.push(editor.length(id));
+            if part.thought.0 {
+                editor.reasoning(("thought", id), part.text);
+                continue;
+            }
+            if part.signature.filled().is_some() && part.text.is_some() {
+                editor.leave(id);
+            }
+            editor.text(id, part.text);
+            if part.call.0 {
+                editor.pause(id);
+            }
+        }
+        if candidate.finish_reason.filled().is_some() {
+            // Not the end for sure: older models give a reason with every event.
+            editor.pause(id);
+        }
+        for Support { segment } in &candidate.grounding.supports.0 {
+            let Segment { start, end, text, .. } = *segment;
+            // In a stream the first part's offsets count from the beginning of the answer.
+            let part = segment.part.count().and_then(|part| usize::try_from(part).ok());
+            let part = part.filter(|part| *part > 0);
+            let base = part.and_then(|part| begins.get(part)).copied().unwrap_or(0);
+            editor.stretch(id, Stretch { start, end, said: text, unit: Unit::Bytes, base });
+        }
+        for Citation { start, end } in &candidate.citations.sources.0 {
+            let (start, end) = (*start, *end);
+            editor.stretch(id, Stretch { start, end, said: None, unit: Unit::Bytes, base: 0 });
+        }
+    }
+    if chunk.error.0 {
+        editor.end_all();
+    }
+    Ok(())
 }
 
 /// A refusal in the shape of google.rpc.Status.

@@ -10,13 +10,15 @@
 //! Source: OpenAI API reference, "Chat" and "Chat streaming"; the compatibles' own references.
 
 use detectors::{Conversation, Role, Sampling, Turn};
+use serde::de::IgnoredAny;
 
 use super::openai::{ChatUsage, Content, ErrorField, Problem, Typed, finish, note_error, role};
 use crate::wire::answer::Sink;
 use crate::wire::framing::json::{
-    Code, Flag, Gather, Gathered, List, Maybe, Num, Present, Str, StrOr, TooMany, object,
+    Code, Flag, Gather, Gathered, List, Maybe, Num, Present, Raw, Str, StrOr, TooMany, object,
 };
 use crate::wire::request::{Dialogue, name};
+use crate::wire::rewrite::{Editor, Stretch, TextId, Unit};
 
 object! {
     /// The request, with the fields of the compatibles.
@@ -302,5 +304,148 @@ impl Gather for Details {
     fn object(&mut self, detail: Detail<'_>) -> Result<(), TooMany> {
         self.0.push_str(detail.text.as_str());
         Ok(())
+    }
+}
+
+object! {
+    /// An event of a stream, or a whole answer, with the places of its texts.
+    struct PlacedChunk<'de> {
+        "choices" => choices: List<PlacedChoice<'de>>,
+        "error" => error: Present,
+    }
+}
+
+object! {
+    /// One of the answers asked for at once.
+    struct PlacedChoice<'de> {
+        "index" => index: Num,
+        "delta" | "message" => said: PlacedSaid<'de>,
+        "logprobs" => logprobs: Logprobs,
+        "finish_reason" => finish_reason: Str<'de>,
+    }
+}
+
+object! {
+    /// The probabilities of a choice's tokens, which spell out its text.
+    struct Logprobs {
+        "content" => content: List<IgnoredAny>,
+    }
+}
+
+object! {
+    /// What a choice says, in a piece or whole.
+    struct PlacedSaid<'de> {
+        "content" => content: Raw<'de>,
+        "reasoning_content" => reasoning_content: Raw<'de>,
+        "reasoning" => reasoning: Raw<'de>,
+        "reasoning_details" => reasoning_details: List<PlacedDetail<'de>>,
+        "tool_calls" => tool_calls: List<IgnoredAny>,
+        "annotations" => annotations: List<Annotation<'de>>,
+    }
+}
+
+object! {
+    /// One of OpenRouter's `reasoning_details`.
+    struct PlacedDetail<'de> {
+        "text" => text: Raw<'de>,
+        "summary" => summary: Raw<'de>,
+    }
+}
+
+object! {
+    /// A content part of Mistral's.
+    struct PlacedPart<'de> {
+        "type" => kind: Str<'de>,
+        "text" => text: Raw<'de>,
+        "thinking" => thinking: Raw<'de>,
+    }
+}
+
+object! {
+    /// What points into the text.
+    struct Annotation<'de> {
+        "url_citation" => citation: Citation<'de>,
+    }
+}
+
+object! {
+    /// The stretch that a page was cited for, in characters.
+    struct Citation<'de> {
+        "start_index" => start: Raw<'de>,
+        "end_index" => end: Raw<'de>,
+    }
+}
+
+/// Names the places of an event's texts. Tool arguments, refusals and transcripts are no text.
+pub(in crate::wire) fn rewrite_event(
+    data: &[u8],
+    editor: &mut Editor<'_>,
+) -> serde_json::Result<()> {
+    let chunk: PlacedChunk<'_> = serde_json::from_slice(data)?;
+    for choice in &chunk.choices.0 {
+        let id = TextId::choice(choice.index.small().unwrap_or(0));
+        let said = &choice.said;
+        editor.reasoning(("reasoning_content", id), said.reasoning_content);
+        editor.reasoning(("reasoning", id), said.reasoning);
+        for detail in &said.reasoning_details.0 {
+            editor.reasoning(("reasoning_details", id), detail.text);
+            editor.reasoning(("reasoning_details", id), detail.summary);
+        }
+        if !choice.logprobs.content.0.is_empty() {
+            editor.leave(id);
+        }
+        rewrite_content(id, said.content, editor);
+        if !said.tool_calls.0.is_empty() {
+            editor.pause(id);
+        }
+        if choice.finish_reason.filled().is_some() {
+            editor.end(id);
+        }
+        for Annotation { citation } in &said.annotations.0 {
+            let Citation { start, end } = *citation;
+            let unit = Unit::Chars;
+            editor.stretch(id, Stretch { start, end, said: None, unit, base: 0 });
+        }
+    }
+    if chunk.error.0 {
+        editor.end_all();
+    }
+    Ok(())
+}
+
+/// A string, or Mistral's array of strings, text and thinking parts.
+fn rewrite_content(id: TextId, content: Raw<'_>, editor: &mut Editor<'_>) {
+    let Some(array) = content.filter(|content| content.get().starts_with('[')) else {
+        return editor.text(id, content);
+    };
+    let Ok(List(parts)) = serde_json::from_str::<List<Raw<'_>>>(array.get()) else {
+        return editor.leave(id);
+    };
+    for part in parts {
+        let Some(object) = part.filter(|part| part.get().starts_with('{')) else {
+            editor.text(id, part);
+            continue;
+        };
+        let Ok(part) = serde_json::from_str::<PlacedPart<'_>>(object.get()) else {
+            editor.leave(id);
+            continue;
+        };
+        match part.kind.as_str() {
+            "thinking" => rewrite_thinking(id, part.thinking, editor),
+            _ => editor.text(id, part.text),
+        }
+    }
+}
+
+/// Mistral's thinking: a string, or an array of strings and text parts.
+fn rewrite_thinking(id: TextId, thinking: Raw<'_>, editor: &mut Editor<'_>) {
+    editor.reasoning(("thinking", id), thinking);
+    let parts = thinking.map(|thinking| serde_json::from_str::<List<Raw<'_>>>(thinking.get()));
+    for part in parts.and_then(Result::ok).unwrap_or_default().0 {
+        editor.reasoning(("thinking", id), part);
+        let part = part.map(|part| serde_json::from_str::<PlacedPart<'_>>(part.get()));
+        if let Some(Ok(part)) = part {
+            editor.reasoning(("thinking", id), part.text);
+        }
     }
 }

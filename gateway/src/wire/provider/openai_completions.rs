@@ -12,9 +12,10 @@ use serde::de::IgnoredAny;
 use super::openai::{ChatUsage, ErrorField, Problem, finish, note_error};
 use crate::wire::answer::Sink;
 use crate::wire::framing::json::{
-    Code, Flag, Gather, Gathered, List, Maybe, Num, Present, Str, TooMany, object,
+    Code, Flag, Gather, Gathered, List, Maybe, Num, Present, Raw, Str, TooMany, object,
 };
 use crate::wire::request::{Dialogue, name, text_turn};
+use crate::wire::rewrite::{Editor, TextId};
 
 object! {
     /// The request.
@@ -149,5 +150,53 @@ pub(in crate::wire) fn read_event(data: &[u8], sink: &mut Sink<'_>) -> serde_jso
     }
     let top_level = Problem { code: chunk.code, kind: chunk.kind, message: Str::default() };
     note_error(&chunk.error, &top_level, sink);
+    Ok(())
+}
+
+object! {
+    /// An event of a stream, or a whole answer, with the places of its texts.
+    struct PlacedChunk<'de> {
+        "choices" => choices: List<PlacedChoice<'de>>,
+        "error" => error: Present,
+    }
+}
+
+object! {
+    /// One of the answers asked for at once. Its `logprobs` spell out its text.
+    struct PlacedChoice<'de> {
+        "index" => index: Num,
+        "text" => text: Raw<'de>,
+        "delta" | "message" => said: PlacedSaid<'de>,
+        "logprobs" => logprobs: Present,
+        "finish_reason" => finish_reason: Str<'de>,
+    }
+}
+
+object! {
+    /// The chat shape of a fill-in-the-middle answer.
+    struct PlacedSaid<'de> {
+        "content" => content: Raw<'de>,
+    }
+}
+
+/// Names the places of an event's texts.
+pub(in crate::wire) fn rewrite_event(
+    data: &[u8],
+    editor: &mut Editor<'_>,
+) -> serde_json::Result<()> {
+    let chunk: PlacedChunk<'_> = serde_json::from_slice(data)?;
+    for choice in &chunk.choices.0 {
+        let id = TextId::choice(choice.index.small().unwrap_or(0));
+        if choice.logprobs.0 {
+            editor.leave(id);
+        }
+        editor.text(id, choice.text.or(choice.said.content));
+        if choice.finish_reason.filled().is_some() {
+            editor.end(id);
+        }
+    }
+    if chunk.error.0 {
+        editor.end_all();
+    }
     Ok(())
 }

@@ -8,16 +8,18 @@
 //! Source: OpenAI API reference, "Responses" and "Responses streaming".
 
 use detectors::{Conversation, Finish, Role, Sampling, Text, Turn, Usage};
+use serde::de::IgnoredAny;
 use serde_json::json;
 
 use super::openai::{Content, ErrorField, Problem, Typed, error_object, note_error, role};
 use crate::limits::ANSWER_TEXTS_MAX;
 use crate::wire::answer::Sink;
 use crate::wire::framing::json::{
-    Code, Flag, Gather, Gathered, List, Maybe, Num, Str, TooMany, object,
+    Code, Flag, Gather, Gathered, List, Maybe, Num, Raw, Str, TooMany, object,
 };
 use crate::wire::refusal::Refusal;
 use crate::wire::request::{Dialogue, name, text_turn};
+use crate::wire::rewrite::{Editor, Stretch, TextId, Unit};
 
 object! {
     /// The request.
@@ -416,6 +418,158 @@ fn begin_call(output: u32, item: &Item<'_>, sink: &mut Sink<'_>) {
     if kind.ends_with("_call") {
         sink.tool_call(0, output, item.id.as_str(), item.name.filled().unwrap_or(kind));
     }
+}
+
+object! {
+    /// An event of a stream, or a whole answer, with the places of its texts.
+    struct PlacedEvent<'de> {
+        "type" => kind: Str<'de>,
+        "output_index" => output_index: Num,
+        "content_index" | "summary_index" => part_index: Num,
+        "delta" => delta: Raw<'de>,
+        "text" => text: Raw<'de>,
+        "logprobs" => logprobs: List<IgnoredAny>,
+        "part" => part: PlacedPart<'de>,
+        "item" => item: PlacedItem<'de>,
+        "annotation" => annotation: Annotation<'de>,
+        "response" => response: PlacedResponse<'de>,
+    }
+}
+
+object! {
+    /// A whole answer, of which only the texts are of interest. Its own `text` is no text.
+    struct PlacedResponse<'de> {
+        "output" => output: List<PlacedItem<'de>>,
+    }
+}
+
+object! {
+    /// An item of the output.
+    struct PlacedItem<'de> {
+        "content" => content: List<PlacedPart<'de>>,
+        "summary" => summary: List<PlacedPart<'de>>,
+    }
+}
+
+object! {
+    /// A part of an item.
+    struct PlacedPart<'de> {
+        "type" => kind: Str<'de>,
+        "text" => text: Raw<'de>,
+        "logprobs" => logprobs: List<IgnoredAny>,
+        "annotations" => annotations: List<Annotation<'de>>,
+    }
+}
+
+object! {
+    /// What points into a text, in characters: at a stretch, or (`index`) at one place.
+    struct Annotation<'de> {
+        "start_index" => start: Raw<'de>,
+        "end_index" => end: Raw<'de>,
+        "index" => index: Raw<'de>,
+    }
+}
+
+const REASONING: &str = "reasoning";
+const SUMMARY: &str = "summary";
+
+/// Names the places of an event's texts. Each text is in up to five of them.
+pub(in crate::wire) fn rewrite_event(
+    name: &[u8],
+    data: &[u8],
+    editor: &mut Editor<'_>,
+) -> serde_json::Result<()> {
+    let event: PlacedEvent<'_> = serde_json::from_slice(data)?;
+    let kind = match event.kind.as_str() {
+        "" => std::str::from_utf8(name).unwrap_or_default(),
+        kind => kind,
+    };
+    let item = event.output_index.small().unwrap_or(0);
+    let id = TextId { choice: 0, item, part: event.part_index.small().unwrap_or(0) };
+    match kind.strip_prefix("response.").unwrap_or(kind) {
+        "output_text.delta" | "output_text.done" if !event.logprobs.0.is_empty() => {
+            editor.leave(id);
+            editor.whole_text(id, event.text);
+        }
+        "output_text.delta" => editor.text(id, event.delta),
+        "output_text.done" => editor.whole_text(id, event.text),
+        "output_text.annotation.added" => rewrite_annotation(id, &event.annotation, editor),
+        "reasoning_text.delta" => editor.reasoning((REASONING, id), event.delta),
+        "reasoning_text.done" => editor.whole_reasoning((REASONING, id), event.text),
+        "reasoning_summary_text.delta" => editor.reasoning((SUMMARY, id), event.delta),
+        "reasoning_summary_text.done" => editor.whole_reasoning((SUMMARY, id), event.text),
+        "reasoning_summary_part.added" => editor.reasoning((SUMMARY, id), event.part.text),
+        "reasoning_summary_part.done" => editor.whole_reasoning((SUMMARY, id), event.part.text),
+        // Pieces follow what a part has when it is added.
+        "content_part.added" => match event.part.kind.as_str() {
+            "output_text" | "text" => editor.text(id, event.part.text),
+            "reasoning_text" => editor.reasoning((REASONING, id), event.part.text),
+            _ => {}
+        },
+        "content_part.done" => rewrite_part(id, &event.part, editor),
+        "output_item.added" => {
+            for (part, content) in (0_u32..).zip(&event.item.content.0) {
+                let id = TextId { part, ..id };
+                match content.kind.as_str() {
+                    "output_text" | "text" => editor.text(id, content.text),
+                    "reasoning_text" => editor.reasoning((REASONING, id), content.text),
+                    _ => {}
+                }
+            }
+            for (part, summary) in (0_u32..).zip(&event.item.summary.0) {
+                editor.reasoning((SUMMARY, TextId { part, ..id }), summary.text);
+            }
+        }
+        "output_item.done" => rewrite_item(item, &event.item, editor),
+        "completed" | "incomplete" | "failed" => {
+            rewrite_response(&event.response, editor);
+            editor.end_all();
+        }
+        "error" => editor.end_all(),
+        // A whole answer has no `type`.
+        "" => rewrite_response(&serde_json::from_slice(data)?, editor),
+        _ => {}
+    }
+    Ok(())
+}
+
+fn rewrite_response(response: &PlacedResponse<'_>, editor: &mut Editor<'_>) {
+    for (index, item) in (0_u32..).zip(&response.output.0) {
+        rewrite_item(index, item, editor);
+    }
+}
+
+fn rewrite_item(item: u32, placed: &PlacedItem<'_>, editor: &mut Editor<'_>) {
+    for (part, summary) in (0_u32..).zip(&placed.summary.0) {
+        let id = TextId { choice: 0, item, part };
+        editor.whole_reasoning((SUMMARY, id), summary.text);
+    }
+    for (part, content) in (0_u32..).zip(&placed.content.0) {
+        rewrite_part(TextId { choice: 0, item, part }, content, editor);
+    }
+}
+
+fn rewrite_part(id: TextId, part: &PlacedPart<'_>, editor: &mut Editor<'_>) {
+    match part.kind.as_str() {
+        "output_text" | "text" => {
+            if !part.logprobs.0.is_empty() {
+                editor.leave(id);
+            }
+            editor.whole_text(id, part.text);
+            for annotation in &part.annotations.0 {
+                rewrite_annotation(id, annotation, editor);
+            }
+        }
+        "reasoning_text" => editor.whole_reasoning((REASONING, id), part.text),
+        _ => {}
+    }
+}
+
+fn rewrite_annotation(id: TextId, annotation: &Annotation<'_>, editor: &mut Editor<'_>) {
+    let Annotation { start, end, index } = *annotation;
+    let stretch = Stretch { start, end, said: None, unit: Unit::Chars, base: 0 };
+    editor.stretch(id, stretch);
+    editor.stretch(id, Stretch { start: index, end: None, ..stretch });
 }
 
 /// The error as streams carry it. Documented is the flat form and sent is the nested one; clients
