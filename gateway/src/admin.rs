@@ -1,10 +1,15 @@
-//! The operators' endpoint: health, metrics and the latest exchanges.
+//! The operators' endpoint: health, metrics, exchanges, accounts and what is done about them.
 //!
 //! `GET /healthz` and `GET /readyz` are for load balancers and say nothing worth hiding. All else
 //! needs `Authorization: Bearer` with the token of the configuration; where the address is not
 //! loopback the configuration refuses a weak token. The server is bounded like the proxy itself:
 //! so many connections, so long for a request head, so many body bytes, so long in all. Someone
 //! who can reach the port can therefore not hold the process's memory or descriptors.
+
+mod accounts;
+mod body;
+mod clusters;
+mod policy;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -15,7 +20,7 @@ use axum::extract::{RawQuery, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{delete, get, post, put};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use pingora_core::apps::ServerApp;
@@ -29,6 +34,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::config::Secret;
+use crate::enforce::Enforcer;
 use crate::exchanges::ExchangeLog;
 use crate::limits::{
     ADMIN_BODY_BYTES_MAX, ADMIN_CONNECTION_TIMEOUT, ADMIN_CONNECTIONS_MAX, ADMIN_EXCHANGES_MAX,
@@ -44,6 +50,7 @@ const EXCHANGES_DEFAULT: usize = 50;
 pub struct AdminState {
     metrics: Arc<Metrics>,
     exchanges: Arc<ExchangeLog>,
+    enforcer: Arc<Enforcer>,
     readiness: Arc<dyn Fn() -> Readiness + Send + Sync>,
     /// SHA-256 of the token: equal in length whatever the token's.
     token_digest: [u8; 32],
@@ -54,11 +61,12 @@ impl AdminState {
     pub fn new(
         metrics: Arc<Metrics>,
         exchanges: Arc<ExchangeLog>,
+        enforcer: Arc<Enforcer>,
         token: &Secret,
         readiness: impl Fn() -> Readiness + Send + Sync + 'static,
     ) -> Self {
         let token_digest = Sha256::digest(token.expose()).into();
-        Self { metrics, exchanges, readiness: Arc::new(readiness), token_digest }
+        Self { metrics, exchanges, enforcer, readiness: Arc::new(readiness), token_digest }
     }
 }
 
@@ -95,6 +103,21 @@ pub fn router(state: AdminState) -> Router {
     let guarded = Router::new()
         .route("/metrics", get(metrics))
         .route("/v1/exchanges", get(exchanges))
+        .route("/v1/accounts/{account}", get(accounts::show))
+        .route(
+            "/v1/accounts/{account}/override",
+            put(accounts::set_override).delete(accounts::remove_override),
+        )
+        .route("/v1/review", get(accounts::reviews))
+        .route("/v1/review/{account}", delete(accounts::reviewed))
+        .route("/v1/clusters", get(clusters::list))
+        .route(
+            "/v1/clusters/{cluster}/takedown",
+            get(clusters::show).post(clusters::take_down).delete(clusters::undo),
+        )
+        .route("/v1/policy", get(policy::show))
+        .route("/v1/policy/reload", post(policy::reload))
+        .route("/v1/policy/rollback", post(policy::roll_back))
         .route_layer(middleware::from_fn_with_state(state.clone(), authorise));
     Router::new()
         .route("/healthz", get(async || "ok\n"))
@@ -102,7 +125,7 @@ pub fn router(state: AdminState) -> Router {
         .merge(guarded)
         .fallback(async || error(StatusCode::NOT_FOUND, "no such path"))
         .method_not_allowed_fallback(async || {
-            error(StatusCode::METHOD_NOT_ALLOWED, "this path answers GET only")
+            error(StatusCode::METHOD_NOT_ALLOWED, "this path does not answer that method")
         })
         .layer(middleware::from_fn(bound_and_protect))
         .with_state(state)
@@ -238,8 +261,7 @@ async fn bound_and_protect(request: Request, next: Next) -> Response {
     let mut response = if length.is_some_and(|length| length > ADMIN_BODY_BYTES_MAX) {
         error(StatusCode::PAYLOAD_TOO_LARGE, "the request body is too large")
     } else {
-        // No handler reads a body: hyper closes the connection after the answer where one with
-        // an unknown length is still coming.
+        // A body of unknown length is bounded where it is read.
         next.run(request).await
     };
     let headers = response.headers_mut();
@@ -275,6 +297,7 @@ mod tests {
     struct Endpoint {
         address: SocketAddr,
         exchanges: Arc<ExchangeLog>,
+        enforcer: Arc<Enforcer>,
         readiness: Arc<Mutex<Readiness>>,
         end: watch::Sender<bool>,
     }
@@ -285,10 +308,19 @@ mod tests {
             Arc::new(ExchangeLog::new(2000, TextKey::new(b"key"), Arc::clone(&metrics)));
         let readiness = Arc::new(Mutex::new(Readiness::Ready));
         let asked = Arc::clone(&readiness);
-        let state =
-            AdminState::new(metrics, Arc::clone(&exchanges), &Secret::new(TOKEN), move || {
-                asked.lock().clone()
-            });
+        let facts = Arc::new(detectors::facts::Facts::builtin().unwrap());
+        let judge = crate::judge::Judge::new(Arc::default(), facts, [1; 16], metrics.clone());
+        let enforcer =
+            Enforcer::new(Arc::default(), Arc::new(judge), [1; 16], Arc::clone(&metrics));
+        let enforcer = Arc::new(enforcer);
+        enforcer.start().unwrap();
+        let state = AdminState::new(
+            metrics,
+            Arc::clone(&exchanges),
+            Arc::clone(&enforcer),
+            &Secret::new(TOKEN),
+            move || asked.lock().clone(),
+        );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (end, ended) = watch::channel(false);
@@ -299,7 +331,7 @@ mod tests {
                 tokio::spawn(async move { app.serve(stream, ended).await });
             }
         });
-        Endpoint { address, exchanges, readiness, end }
+        Endpoint { address, exchanges, enforcer, readiness, end }
     }
 
     fn observation(index: u64) -> Observation {
@@ -447,16 +479,105 @@ mod tests {
             ("GET /v1/exchanges?limit", 400, "limit"),
             ("GET /v1/nothing", 404, "path"),
             ("GET /", 404, "path"),
-            ("POST /healthz", 405, "GET"),
-            ("DELETE /v1/exchanges", 405, "GET"),
+            ("POST /healthz", 405, "method"),
+            ("DELETE /v1/exchanges", 405, "method"),
+            ("GET /v1/policy/reload", 405, "method"),
+            ("GET /v1/accounts/nobody", 404, "account"),
+            ("DELETE /v1/accounts/nobody/override", 404, "override"),
+            ("DELETE /v1/review/nobody", 404, "queue"),
+            ("GET /v1/clusters/0000000000000001/takedown", 404, "takedown"),
+            ("DELETE /v1/clusters/0000000000000001/takedown", 404, "takedown"),
+            ("GET /v1/review?limit=0", 400, "1 to 1000"),
         ] {
             let authorization = format!("authorization: Bearer {TOKEN}");
             let (status, head, body) =
                 send(endpoint.address, &format!("{request} HTTP/1.1\r\n{authorization}")).await;
             assert_eq!(status, expected, "{request}");
             assert!(message(&body).contains(part), "{request}: {body}");
-            assert_eq!(head.contains("allow: get"), status == 405, "{head}");
+            assert_eq!(head.contains("allow: "), status == 405, "{head}");
         }
+    }
+
+    async fn send_json(address: SocketAddr, request: &str, body: &str) -> (u16, String, String) {
+        let head = format!(
+            "{request} HTTP/1.1\r\nauthorization: Bearer {TOKEN}\r\ncontent-type: \
+             application/json\r\ncontent-length: {}",
+            body.len()
+        );
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("{head}\r\nhost: admin\r\nconnection: close\r\n\r\n{body}");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head[9..12].parse().unwrap(), head.to_lowercase(), body.to_owned())
+    }
+
+    #[tokio::test]
+    async fn an_override_holds_until_it_is_removed() {
+        let endpoint = start().await;
+        let path = "/v1/accounts/acct-1/override";
+        let set = r#"{"tier": "high", "reason": "seen on a forum", "ttl_seconds": 3600}"#;
+        let (status, _, body) = send_json(endpoint.address, &format!("PUT {path}"), set).await;
+        assert_eq!(status, 200, "{body}");
+        let (_, _, body) = get(endpoint.address, "/v1/accounts/acct-1").await;
+        let shown: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((&shown["tier"], &shown["judged_tier"]), (&"high".into(), &"none".into()));
+        assert_eq!(shown["override"]["reason"], "seen on a forum");
+        let (status, _, _) = send_json(endpoint.address, &format!("DELETE {path}"), "").await;
+        assert_eq!(status, 200);
+        let (status, _, body) = get(endpoint.address, "/v1/accounts/acct-1").await;
+        let shown: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((status, &shown["tier"]), (200, &"none".into()));
+        for (wrong, part) in [
+            ("", "JSON"),
+            ("[]", "JSON"),
+            ("{}", "tier"),
+            (r#"{"tier": "severe", "reason": "x"}"#, "none, low, medium, high, critical"),
+            (r#"{"tier": "low"}"#, "reason"),
+            (r#"{"tier": "low", "reason": " "}"#, "reason"),
+            (r#"{"tier": "low", "reason": "x", "ttl": 5}"#, "ttl_seconds"),
+            (r#"{"tier": "low", "reason": "x", "ttl_seconds": 0}"#, "ttl_seconds"),
+            (r#"{"tier": "low", "reason": "x", "ttl_seconds": -1}"#, "ttl_seconds"),
+        ] {
+            let (status, _, body) =
+                send_json(endpoint.address, &format!("PUT {path}"), wrong).await;
+            assert_eq!(status, 400, "{wrong}: {body}");
+            assert!(message(&body).contains(part), "{wrong}: {body}");
+        }
+        let long = format!("PUT /v1/accounts/{}/override", "x".repeat(300));
+        assert_eq!(send_json(endpoint.address, &long, set).await.0, 400);
+    }
+
+    #[tokio::test]
+    async fn an_account_is_explained_without_its_texts() {
+        let endpoint = start().await;
+        let mut asked = observation(7);
+        asked.account = Some(detectors::AccountId::new("acct-2"));
+        asked.conversation.turns[0].text = Text::new(format!("{SECRET}: solve it step by step"));
+        let leave = endpoint.enforcer.admit(&asked).unwrap_or_else(|_| panic!("nobody is refused"));
+        endpoint.enforcer.ended(Some(leave), &asked);
+        let (status, _, body) = get(endpoint.address, "/v1/accounts/acct-2").await;
+        assert_eq!(status, 200);
+        assert!(!body.contains(SECRET), "{body}");
+        let shown: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(shown["requests"], 1);
+        assert_eq!(shown["findings"].as_array().unwrap().len(), detectors::list::LIST.len());
+        assert_eq!(shown["policy"].as_str().unwrap().len(), 16);
+    }
+
+    #[tokio::test]
+    async fn the_policy_is_shown_and_a_reload_without_a_file_says_so() {
+        let endpoint = start().await;
+        let (status, _, body) = get(endpoint.address, "/v1/policy").await;
+        let shown: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(status, 200);
+        assert_eq!(shown["versions"][0]["in_force"], true);
+        assert_eq!(shown["policy"]["tiers"]["medium"], 0.52);
+        let (status, _, body) = send_json(endpoint.address, "POST /v1/policy/reload", "").await;
+        assert_eq!((status, message(&body).contains("no policy file")), (409, true), "{body}");
+        let (status, _, body) = send_json(endpoint.address, "POST /v1/policy/rollback", "").await;
+        assert_eq!((status, message(&body).contains("no earlier")), (409, true), "{body}");
     }
 
     #[tokio::test]

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 
 use crate::limits::Limits;
 use crate::network::NetworkStore;
+use crate::policy::PolicyStore;
 
 /// Everything that `stillgate run` needs.
 #[derive(Clone, Debug)]
@@ -28,6 +29,8 @@ pub struct Config {
     pub identity: Identity,
     /// Whose an address is.
     pub networks: Arc<NetworkStore>,
+    /// The policy, read and checked; the shipped default where the file names none.
+    pub policies: Arc<PolicyStore>,
     /// Admin address and its secret.
     pub admin: Admin,
     /// Trace recording, off when `None`.

@@ -8,6 +8,7 @@ use detectors::{AccountId, Observation};
 use crate::account::AccountNamer;
 use crate::admin::Readiness;
 use crate::config::Config;
+use crate::enforce::Enforcer;
 use crate::exchanges::ExchangeLog;
 use crate::metrics::{Metrics, http_version, status_class};
 use crate::proxy::body::BodyMemory;
@@ -28,6 +29,8 @@ pub struct Gateway {
     pub metrics: Arc<Metrics>,
     /// The latest exchanges, and the trace if one is recorded.
     pub exchanges: Arc<ExchangeLog>,
+    /// Judges requests and says what is done about them.
+    pub enforcer: Arc<Enforcer>,
     /// The memory of request bodies.
     pub bodies: Arc<BodyMemory>,
     identifiers: Identifiers,
@@ -48,6 +51,7 @@ impl Gateway {
         namer: AccountNamer,
         metrics: Arc<Metrics>,
         exchanges: Arc<ExchangeLog>,
+        enforcer: Arc<Enforcer>,
     ) -> Self {
         Self {
             routes: RouteTable::new(&config.routes),
@@ -58,6 +62,7 @@ impl Gateway {
             namer,
             metrics,
             exchanges,
+            enforcer,
             connections_open: AtomicUsize::new(0),
             listening: AtomicBool::new(false),
             draining: AtomicBool::new(false),

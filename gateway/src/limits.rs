@@ -269,7 +269,7 @@ pub const ADMIN_CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Request head, and the buffer that it is read into.
 pub const ADMIN_HEADER_BYTES_MAX: usize = 16 * 1024;
 
-/// Request body. No request here has a use for one.
+/// Request body.
 pub const ADMIN_BODY_BYTES_MAX: u64 = 64 * 1024;
 
 /// Exchanges in one answer.
@@ -289,3 +289,73 @@ pub const REWRITE_QUEUE_BYTES_MAX: usize = 128 * 1024;
 
 /// Events that wait so.
 pub const REWRITE_QUEUE_EVENTS_MAX: usize = 256;
+// policy.rs
+/// Good versions of the policy that are kept, the one in force included.
+pub const POLICIES_KEPT: usize = 8;
+
+/// Time between two looks at the policy's file.
+pub const POLICY_FILE_INTERVAL: Duration = Duration::from_secs(1);
+
+// judge.rs
+/// Prompts and answers that wait for the background detectors; a further one is shed, and counted.
+pub const JUDGEMENT_QUEUE_MAX: usize = 4096;
+
+/// Threads that read what prompts mean.
+pub const JUDGEMENT_THREADS: usize = 2;
+
+// enforce.rs
+/// Accounts whose standing is held.
+pub const STANDINGS_MAX: u64 = 500_000;
+
+/// Changes of tier and actions that an account's standing remembers, of each kind.
+pub const STANDING_EVENTS_MAX: usize = 16;
+
+/// Addresses and fingerprints that are kept of a suspected account for an indicator bundle.
+pub const INDICATORS_MAX: usize = 8;
+
+/// Overrides that operators have set at once.
+pub const OVERRIDES_MAX: usize = 100_000;
+
+/// Accounts in the review queue; a further one pushes the oldest out, and is counted.
+pub const REVIEW_MAX: usize = 1_000;
+
+/// Takedowns that are remembered.
+pub const TAKEDOWNS_MAX: usize = 1_000;
+
+/// Accounts that were served marked answers and can be attributed.
+pub const MARKED_MAX: usize = 500_000;
+
+// enforce/throttle.rs
+/// Cells of limits at once.
+pub const THROTTLE_CELLS_MAX: u64 = 1_000_000;
+
+/// Time after which a cell that nobody asked is let go; longer than any debt that matters.
+pub const THROTTLE_CELLS_IDLE: Duration = Duration::from_secs(900);
+
+/// Output tokens that are reserved at most when a request begins.
+pub const THROTTLE_RESERVE_TOKENS_MAX: u64 = 2_048;
+
+// proxy/pace.rs
+/// Bytes of one paced answer that wait.
+pub const PACED_BYTES_MAX: usize = 16 * 1024;
+
+/// Events of one paced answer that wait.
+pub const PACED_EVENTS_MAX: usize = 64;
+
+// enforce.rs
+/// Judgements whose consequences wait to be drawn (evidence for the review queue, takedowns).
+pub const ENFORCE_QUEUE_MAX: usize = 4096;
+
+// admin/
+/// Longest reason that an operator gives.
+pub const ADMIN_REASON_CHARS_MAX: usize = 500;
+
+/// Longest life of an override that has an end: ten years.
+pub const ADMIN_OVERRIDE_SECONDS_MAX: u64 = 10 * 366 * 86_400;
+
+// proxy/shape.rs
+/// Longest delay of an answer that is no stream, whatever its pace: clients give up.
+pub const PACED_WHOLE_DELAY_MAX: Duration = Duration::from_secs(30);
+
+/// Longest time that text waits for what follows it before it goes out as it is.
+pub const REWRITE_HOLD_MAX: Duration = Duration::from_millis(250);

@@ -10,6 +10,8 @@
 
 use std::fs;
 
+use detectors::policy::Action;
+use detectors::tier::Tier;
 use detectors::{Format, HttpVersion};
 use prometheus::core::Collector;
 use prometheus::{
@@ -35,6 +37,17 @@ pub const ATTEMPT_OUTCOMES: &[&str] = &["ok", "connect_failed", "timeout", "rese
 pub const UNREAD_REASONS: &[&str] = &["too_long", "encoded"];
 /// `outcome` of reading a file again.
 pub const RELOAD_OUTCOMES: &[&str] = &["ok", "failed"];
+
+/// `part` of an exchange that the background detectors did not get.
+pub const SHED_PARTS: &[&str] = &["meaning", "answer"];
+/// `mode` of an action.
+pub const ACTION_MODES: &[&str] = &["taken", "shadow"];
+/// `layer` of a mark.
+pub const MARK_LAYERS: &[&str] = &["zero_width", "canary"];
+
+/// Seconds of work inside the process: microseconds, and what is far too long.
+const SHORT_BUCKETS_SECONDS: &[f64] =
+    &[0.000_01, 0.000_02, 0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.1, 1.0];
 
 /// Seconds, from a cached first byte to the longest reasoning answer.
 const BUCKETS_SECONDS: &[f64] = &[
@@ -99,6 +112,28 @@ pub struct Metrics {
     pub record_errors: IntCounter,
     /// Certificates read again, by `outcome` ([`RELOAD_OUTCOMES`]).
     pub certificate_reloads: IntCounterVec,
+    /// Policies read again, by `outcome` ([`RELOAD_OUTCOMES`]).
+    pub policy_reloads: IntCounterVec,
+    /// Judgements, by the `tier` that they gave.
+    pub judgements: IntCounterVec,
+    /// Requests whose judgement was not there in time.
+    pub judgements_late: IntCounter,
+    /// Prompts and answers that wait for the background detectors.
+    pub judgements_queued: IntGauge,
+    /// Prompts and answers that the background detectors never saw, by `part` ([`SHED_PARTS`]).
+    pub judgements_shed: IntCounterVec,
+    /// Actions, by `action` and `mode` ([`ACTION_MODES`]).
+    pub actions: IntCounterVec,
+    /// Requests that a limit refused or would have, by `scope` and `mode` ([`ACTION_MODES`]).
+    pub throttled: IntCounterVec,
+    /// Answers that are being sent at a pace.
+    pub streams_paced: IntGauge,
+    /// Seconds that the judgement of a request took before its upstream was asked.
+    pub judgement_duration: HistogramVec,
+    /// Accounts pushed out of the review queue.
+    pub reviews_dropped: IntCounter,
+    /// Prompts that held a mark or a canary of ours, by `layer` ([`MARK_LAYERS`]).
+    pub marks_recognised: IntCounterVec,
 }
 
 impl Metrics {
@@ -137,6 +172,17 @@ impl Metrics {
             exchanges_cut: list.counter("exchanges_cut_total", "Exchanges kept without what lay beyond a bound")?,
             record_errors: list.counter("record_errors_total", "Failed writes to the trace")?,
             certificate_reloads: list.counters("certificate_reloads_total", "Certificates read again", &["outcome"])?,
+            policy_reloads: list.counters("policy_reloads_total", "Policies read again", &["outcome"])?,
+            judgements: list.counters("judgements_total", "Judgements", &["tier"])?,
+            judgements_late: list.counter("judgements_late_total", "Requests whose judgement was not there in time")?,
+            judgements_queued: list.gauge("judgements_queued", "Prompts and answers that wait for the background detectors")?,
+            judgements_shed: list.counters("judgements_shed_total", "Prompts and answers that the background detectors never saw", &["part"])?,
+            actions: list.counters("actions_total", "Actions taken, or counted in shadow", &["action", "mode"])?,
+            throttled: list.counters("throttled_total", "Requests that a limit refused, or would have", &["scope", "mode"])?,
+            streams_paced: list.gauge("streams_paced", "Answers that are being sent at a pace")?,
+            judgement_duration: list.short_seconds("judgement_duration_seconds", "Judgement of a request before its upstream is asked", &[])?,
+            reviews_dropped: list.counter("reviews_dropped_total", "Accounts pushed out of the review queue")?,
+            marks_recognised: list.counters("marks_recognised_total", "Prompts that held a mark or a canary of ours", &["layer"])?,
             registry: list.0,
         };
         metrics.start_at_zero();
@@ -163,6 +209,9 @@ impl Metrics {
             (&self.body_bytes, DIRECTIONS),
             (&self.answers_unread, UNREAD_REASONS),
             (&self.certificate_reloads, RELOAD_OUTCOMES),
+            (&self.policy_reloads, RELOAD_OUTCOMES),
+            (&self.judgements_shed, SHED_PARTS),
+            (&self.marks_recognised, MARK_LAYERS),
         ] {
             for value in values {
                 counters.with_label_values(&[value]).inc_by(0);
@@ -173,6 +222,14 @@ impl Metrics {
         }
         for outcome in ["failed", "timeout", "not_tls"] {
             self.handshakes.with_label_values(&[outcome, "none"]).inc_by(0);
+        }
+        for mode in ACTION_MODES {
+            for action in Action::ALL {
+                self.actions.with_label_values(&[action.name(), mode]).inc_by(0);
+            }
+        }
+        for tier in Tier::ALL {
+            self.judgements.with_label_values(&[tier.name()]).inc_by(0);
         }
         for format in Format::ALL {
             self.bodies_unreadable.with_label_values(&[format.name()]).inc_by(0);
@@ -233,6 +290,16 @@ impl List {
 
     fn seconds(&self, name: &str, help: &str, labels: &[&str]) -> Result<HistogramVec, Error> {
         let opts = HistogramOpts::new(named(name), help).buckets(BUCKETS_SECONDS.to_vec());
+        self.register(HistogramVec::new(opts, labels)?)
+    }
+
+    fn short_seconds(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<HistogramVec, Error> {
+        let opts = HistogramOpts::new(named(name), help).buckets(SHORT_BUCKETS_SECONDS.to_vec());
         self.register(HistogramVec::new(opts, labels)?)
     }
 

@@ -7,18 +7,18 @@
 pub mod body;
 pub mod framing;
 pub mod head;
+pub mod pace;
 pub mod relay;
+pub mod shape;
 pub mod upstream_io;
 pub mod upstream_side;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use detectors::{
-    AccountId, Answer, Conversation, Format, HttpCapture, Observation, OrganisationId, TlsCapture,
-};
+use detectors::{Answer, Conversation, Format, HttpCapture, Observation, TlsCapture};
 use http::{HeaderValue, Method, header};
 use pingora_core::apps::{
     HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream,
@@ -39,8 +39,10 @@ use self::upstream_side::UpstreamSide;
 use crate::account::{InvalidCredential, Sender};
 use crate::capture::http2::{H2Abuse, MARKER_NAME};
 use crate::connection::{Connection, Requests};
+use crate::enforce::Leave;
 use crate::gateway::Gateway;
 use crate::limits::{BODY_BYTES_INLINE_MAX, Limits};
+use crate::policy::unix_ms;
 use crate::upstream::UpstreamPool;
 use crate::wire::{self, Refusal, RefusalKind};
 
@@ -53,14 +55,10 @@ pub struct ConnectionApp {
 
 /// A request whose head was read and is sound.
 struct Received {
-    id: String,
-    at_ms: u64,
+    /// What is seen of it, filled as far as it gets; its answer comes last.
+    observation: Observation,
     started: Instant,
     request_id: String,
-    http: HttpCapture,
-    tls: Option<Arc<TlsCapture>>,
-    format: Format,
-    route: Arc<str>,
     /// Whether the client waits for a 100 before it sends its body.
     expects_continue: bool,
     /// Whether what is left of the body can no longer be read.
@@ -69,12 +67,11 @@ struct Received {
     websocket: bool,
 }
 
-/// What came to be known of a request on its way; filled as far as it got.
+/// What a request has been given on its way, and gives back at its end.
 #[derive(Default)]
 struct Progress {
-    account: Option<AccountId>,
-    organisation: Option<OrganisationId>,
-    conversation: Conversation,
+    /// Leave to be served.
+    leave: Option<Leave>,
     /// The memory that the conversation's texts take.
     text_share: Option<BodyShare>,
 }
@@ -104,9 +101,10 @@ impl ConnectionApp {
         progress: &mut Progress,
     ) -> Result<Served, Refusal> {
         let pool = self.route(session, received)?;
-        self.attribute(session, received, progress)?;
+        self.attribute(session, received)?;
         let body = self.inspect(session, received, progress).await?;
-        self.forward(session, received, pool, body).await
+        let leave = progress.leave.insert(self.admit(received)?);
+        self.forward(session, received, pool, body, leave).await
     }
 
     fn route(
@@ -123,31 +121,26 @@ impl ConnectionApp {
             self.gateway.routes.find(head::host_of(head), path).ok_or_else(|| {
                 received.refusal(RefusalKind::NotFound, "no route for this host and path")
             })?;
-        received.route = name;
+        received.observation.route = name;
         Ok(&self.gateway.pools[upstream])
     }
 
-    fn attribute(
-        &self,
-        session: &ServerSession,
-        received: &Received,
-        progress: &mut Progress,
-    ) -> Result<(), Refusal> {
+    fn attribute(&self, session: &ServerSession, received: &mut Received) -> Result<(), Refusal> {
         let head = session.req_header();
         let sender = Sender {
             headers: &head.headers,
             path_and_query: head::origin_form(head),
             peer: self.connection.client_ip(),
             certificate_sha256: self.connection.client_certificate.as_deref(),
-            format: received.format,
+            format: received.format(),
         };
         match self.gateway.namer.name(&sender) {
             Ok(named) => {
                 if named.ambiguous {
                     self.gateway.metrics.credentials_ambiguous.inc();
                 }
-                progress.account = named.account;
-                progress.organisation = named.organisation;
+                received.observation.account = named.account;
+                received.observation.organisation = named.organisation;
                 Ok(())
             }
             Err(InvalidCredential { reason }) => {
@@ -175,7 +168,7 @@ impl ConnectionApp {
             asked.map_err(|_| received.refusal(RefusalKind::BadRequest, "client closed"))?;
             received.expects_continue = false;
         }
-        if matches!(received.format, Format::Unknown | Format::Grpc) {
+        if matches!(received.format(), Format::Unknown | Format::Grpc) {
             return Ok(RequestBody::Streamed);
         }
         let limits = &self.gateway.config.limits;
@@ -204,7 +197,7 @@ impl ConnectionApp {
             let plain = body::decoded(&whole, encoding.as_deref(), max, text_share)?;
             // Texts are never longer than the JSON that they are read from.
             text_share.grow(plain.len())?;
-            let read = wire::read_request(received.format, path, &plain);
+            let read = wire::read_request(received.format(), path, &plain);
             text_share.shrink_to(read.as_ref().map_or(0, Conversation::memory_bytes));
             Ok(read)
         };
@@ -214,15 +207,23 @@ impl ConnectionApp {
             read()
         };
         match read.map_err(|error| self.body_refusal(received, &error))? {
-            Ok(conversation) => progress.conversation = conversation,
+            Ok(conversation) => received.observation.conversation = conversation,
             Err(error) => {
                 // Not ours to judge: the upstream says what is wrong with it.
-                debug!(id = received.id, %error, "request body not understood");
+                debug!(id = received.id(), %error, "request body not understood");
                 let unreadable = &self.gateway.metrics.bodies_unreadable;
-                unreadable.with_label_values(&[received.format.name()]).inc();
+                unreadable.with_label_values(&[received.format().name()]).inc();
             }
         }
         Ok(RequestBody::Whole(whole, share))
+    }
+
+    /// Judges the request, and lets it through or not.
+    fn admit(&self, received: &Received) -> Result<Leave, Refusal> {
+        self.gateway.enforcer.admit(&received.observation).map_err(|denied| {
+            self.gateway.refused(denied.reason);
+            denied.refusal(&received.request_id)
+        })
     }
 
     /// Sends the request to one member after another until one serves it.
@@ -232,9 +233,10 @@ impl ConnectionApp {
         received: &Received,
         pool: &UpstreamPool,
         mut body: RequestBody,
+        leave: &mut Leave,
     ) -> Result<Served, Refusal> {
         let upstream = pool.config();
-        let needs_http2 = received.format == Format::Grpc;
+        let needs_http2 = received.format() == Format::Grpc;
         if received.websocket {
             // The tap does not follow what comes after the handshake, taken up or not.
             session.set_keepalive(None);
@@ -271,7 +273,7 @@ impl ConnectionApp {
             };
             let mut side = UpstreamSide::new(connected);
             let plan = self.plan(session, received, pool, &attempt, &side, &mut body)?;
-            match relay::run(session, &mut side, plan).await {
+            match relay::run(session, &mut side, plan, leave).await {
                 Ended::Complete(answer) => {
                     self.gateway.upstream_attempt(&upstream.name, "ok");
                     if side.is_complete() {
@@ -280,13 +282,13 @@ impl ConnectionApp {
                     return Ok(Served::Answered(answer));
                 }
                 Ended::ClientGone(answer, error) => {
-                    debug!(id = received.id, error = error.etype().as_str(), "client gone");
+                    debug!(id = received.id(), error = error.etype().as_str(), "client gone");
                     self.gateway.upstream_attempt(&upstream.name, "client_gone");
                     return Ok(Served::Broken(answer));
                 }
                 Ended::CutOff(answer, error) => {
                     let error = error.etype().as_str();
-                    warn!(id = received.id, upstream = %upstream.name, error, "answer cut off");
+                    warn!(id = received.id(), upstream = %upstream.name, error, "answer cut off");
                     self.gateway.upstream_attempt(&upstream.name, "cut_off");
                     return Ok(Served::Broken(answer));
                 }
@@ -294,7 +296,7 @@ impl ConnectionApp {
                     if failure.client_fault {
                         self.gateway.upstream_attempt(&upstream.name, "client_gone");
                         let error = failure.error.etype().as_str();
-                        debug!(id = received.id, error, "client gone");
+                        debug!(id = received.id(), error, "client gone");
                         return Ok(Served::Broken(Answer {
                             duration_ms: relay::millis(received.started.elapsed()),
                             ..Answer::default()
@@ -344,7 +346,7 @@ impl ConnectionApp {
                 RequestBody::Whole(body, _) => BodyFraming::Whole(body.len()),
                 RequestBody::Streamed => BodyFraming::Streamed,
             },
-            answer_is_read: !matches!(received.format, Format::Unknown | Format::Grpc),
+            answer_is_read: !matches!(received.format(), Format::Unknown | Format::Grpc),
             websocket: received.websocket,
             untrusted_header: self
                 .gateway
@@ -355,7 +357,7 @@ impl ConnectionApp {
         let head =
             if side.is_http2() { head::for_http2(head, &how) } else { head::for_http1(head, &how) };
         let head = head.map_err(|error| {
-            debug!(id = received.id, error = error.etype().as_str(), "head cannot be forwarded");
+            debug!(id = received.id(), error = error.etype().as_str(), "head cannot be forwarded");
             received.refusal(RefusalKind::BadRequest, "the request's target is not valid")
         })?;
         Ok(Plan {
@@ -363,7 +365,8 @@ impl ConnectionApp {
             body,
             upstream,
             limits: &self.gateway.config.limits,
-            format: received.format,
+            format: received.format(),
+            enforcer: &self.gateway.enforcer,
             request_id: &received.request_id,
             connection: &self.connection,
             websocket: received.websocket,
@@ -396,15 +399,24 @@ impl ConnectionApp {
             .get(header::EXPECT)
             .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
         let id = self.gateway.exchange_id();
+        let ip = self.connection.client_ip();
         Ok(Received {
-            at_ms,
-            started,
             request_id: head::request_id_of(head).map_or_else(|| id.clone(), str::to_owned),
-            id,
-            tls: self.tls_of(session),
-            http,
-            format,
-            route: "".into(),
+            observation: Observation {
+                id,
+                at_ms,
+                account: None,
+                organisation: None,
+                ip,
+                network: self.gateway.config.networks.lookup(ip),
+                route: "".into(),
+                tls: self.tls_of(session),
+                http,
+                format,
+                conversation: Conversation::default(),
+                answer: Answer::default(),
+            },
+            started,
             expects_continue,
             body_lost: false,
             websocket,
@@ -565,7 +577,7 @@ impl ConnectionApp {
                 "the body did not arrive in time".to_owned(),
             ),
             BodyError::Gone(reason) => {
-                debug!(id = received.id, reason, "request body not read");
+                debug!(id = received.id(), reason, "request body not read");
                 ("body_incomplete", RefusalKind::BadRequest, "the body is incomplete".to_owned())
             }
         };
@@ -593,21 +605,8 @@ impl ConnectionApp {
     }
 
     fn observe(&self, received: Received, progress: Progress, answer: Answer) {
-        let ip = self.connection.client_ip();
-        let observation = Observation {
-            id: received.id,
-            at_ms: received.at_ms,
-            account: progress.account,
-            organisation: progress.organisation,
-            ip,
-            network: self.gateway.config.networks.lookup(ip),
-            route: received.route,
-            tls: received.tls,
-            http: received.http,
-            format: received.format,
-            conversation: progress.conversation,
-            answer,
-        };
+        let observation = Observation { answer, ..received.observation };
+        self.gateway.enforcer.ended(progress.leave, &observation);
         self.gateway.observed(observation);
     }
 }
@@ -656,7 +655,7 @@ impl HttpServerApp for ConnectionApp {
                     // The connection can then serve the client's next request.
                     body::drain(&mut session, limits).await;
                 }
-                let status = self.refuse(&mut session, &refusal, received.format).await;
+                let status = self.refuse(&mut session, &refusal, received.format()).await;
                 Answer {
                     status,
                     complete: true,
@@ -702,6 +701,14 @@ impl HttpServerApp for ConnectionApp {
 }
 
 impl Received {
+    fn id(&self) -> &str {
+        &self.observation.id
+    }
+
+    fn format(&self) -> Format {
+        self.observation.format
+    }
+
     fn refusal(&self, kind: RefusalKind, message: impl Into<String>) -> Refusal {
         let mut refusal = Refusal::new(kind, message);
         refusal.request_id.clone_from(&self.request_id);
@@ -783,9 +790,4 @@ fn upstream_refusal(received: &Received, error: &ErrorType) -> Refusal {
             "the model is not reachable at the moment",
         ),
     }
-}
-
-fn unix_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.map_or(0, relay::millis)
 }

@@ -197,6 +197,7 @@ fn config(options: &Options, folder: &Path, upstream: SocketAddr, secrets: &Secr
             retries: 1,
         })],
         networks: Arc::default(),
+        policies: Arc::default(),
         identity: Identity {
             key: secrets.identity.clone().into(),
             jwt: None,

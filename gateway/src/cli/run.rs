@@ -8,12 +8,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use detectors::facts::Facts;
 use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server, ShutdownWatch};
 use pingora_core::services::background::{BackgroundService, background_service};
 use pingora_core::services::listening::Service;
 use rustix::process::{Resource, getrlimit, setrlimit};
+use sha2::{Digest, Sha256};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
@@ -21,8 +25,11 @@ use crate::account::AccountNamer;
 use crate::account::jwks::KeySource;
 use crate::admin::{AdminApp, AdminState};
 use crate::config::{Config, Log, file};
+use crate::enforce::Enforcer;
 use crate::exchanges::{ExchangeLog, Recorder, TextKey};
 use crate::gateway::Gateway;
+use crate::judge::Judge;
+use crate::limits::POLICY_FILE_INTERVAL;
 use crate::listener::ListenerApp;
 use crate::listener::tls::{CertificateStore, key_log_wanted, server_config};
 use crate::metrics::Metrics;
@@ -98,8 +105,10 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
         server.add_service(service);
     }
     let jwks = namer.key_source().cloned();
-    let gateway =
-        Arc::new(Gateway::new(config, pools, namer, metrics.clone(), Arc::new(exchanges)));
+    let enforcer = enforcer(&config, &metrics)?;
+    let exchanges = Arc::new(exchanges);
+    let gateway = Gateway::new(config, pools, namer, metrics.clone(), exchanges, enforcer.clone());
+    let gateway = Arc::new(gateway);
     if let Some(source) = jwks {
         server.add_service(background_service("jwks", Jwks { source }));
     }
@@ -127,13 +136,18 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
     }
     let watched = Certificates { stores: certificates, metrics: metrics.clone() };
     server.add_service(background_service("certificates", watched));
+    let policies = Policies { enforcer: enforcer.clone() };
+    server.add_service(background_service("policy", policies));
     let networks = Networks { store: config.networks.clone() };
     server.add_service(background_service("networks", networks));
     let for_readiness = gateway.clone();
-    let admin =
-        AdminState::new(metrics, gateway.exchanges.clone(), &config.admin.token, move || {
-            for_readiness.readiness()
-        });
+    let admin = AdminState::new(
+        metrics,
+        gateway.exchanges.clone(),
+        enforcer,
+        &config.admin.token,
+        move || for_readiness.readiness(),
+    );
     let mut service = Service::new("admin".to_owned(), AdminApp::new(admin));
     service.add_tcp(&config.admin.address.to_string());
     service.threads = Some(1);
@@ -143,6 +157,27 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
     let drain = Drain { gateway: gateway.clone(), pid_file: pid_file.clone() };
     server.add_service(background_service("drain", drain));
     Ok(Running { server, gateway, pid_file })
+}
+
+/// The engine and what acts by it, running.
+fn enforcer(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<Enforcer>, String> {
+    let facts = Arc::new(Facts::builtin().map_err(|error| error.to_string())?);
+    let key = engine_key(&config.identity.key);
+    let policy = config.policies.in_force().policy.clone();
+    let judge = Arc::new(Judge::new(policy, facts, key, metrics.clone()));
+    let enforcer = Enforcer::new(config.policies.clone(), judge, key, metrics.clone());
+    let enforcer = Arc::new(enforcer);
+    enforcer.start().map_err(|error| format!("cannot start a thread: {error}"))?;
+    Ok(enforcer)
+}
+
+/// The key of the engine's hashes: derived, so that no hash in it is a pseudonym's or a trace's.
+fn engine_key(identity_key: &[u8]) -> detectors::keyed::Key {
+    let digest = Sha256::new().chain_update(b"stillgate engine").chain_update([0]);
+    let digest = digest.chain_update(identity_key).finalize();
+    let mut key = [0; 16];
+    key.copy_from_slice(&digest[..16]);
+    key
 }
 
 impl Running {
@@ -211,6 +246,37 @@ struct Jwks {
 impl BackgroundService for Jwks {
     async fn start(&self, shutdown: ShutdownWatch) {
         self.source.clone().keep_fresh(shutdown).await;
+    }
+}
+
+/// Takes a new policy when its file changes or SIGHUP comes.
+struct Policies {
+    enforcer: Arc<Enforcer>,
+}
+
+#[async_trait]
+impl BackgroundService for Policies {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let mut hangup = match signal(SignalKind::hangup()) {
+            Ok(hangup) => hangup,
+            Err(error) => {
+                error!(%error, "SIGHUP cannot be waited for");
+                return;
+            }
+        };
+        let mut interval = tokio::time::interval(POLICY_FILE_INTERVAL);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let asked_for = tokio::select! {
+                _ = interval.tick() => false,
+                Some(()) = hangup.recv() => true,
+                _ = shutdown.wait_for(|down| *down) => return,
+            };
+            let enforcer = self.enforcer.clone();
+            // Reads a file. What is wrong with it was logged.
+            let read = tokio::task::spawn_blocking(move || enforcer.reload_policy(asked_for));
+            let _ = read.await;
+        }
     }
 }
 

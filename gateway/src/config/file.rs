@@ -35,6 +35,7 @@ use crate::account::jwks::KeySet;
 use crate::limits::{CONFIG_FILE_BYTES_MAX, Limits};
 use crate::listener::tls;
 use crate::network::{NetworkFiles, NetworkStore};
+use crate::policy::PolicyStore;
 
 /// Bytes of the identity key at least: the output size of its hash (RFC 2104, section 3).
 const IDENTITY_KEY_BYTES_MIN: usize = 32;
@@ -166,6 +167,7 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
         .any(|l| l.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()));
     let identity = read_identity(&mut root, client_ca);
     let networks = read_networks(&mut root);
+    let policies = read_policies(&mut root);
     let admin = read_admin(&mut root, &listeners);
     let record = read_record(&mut root);
     let limits = read_limits(&mut root);
@@ -178,6 +180,7 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
         upstreams: upstreams.into_iter().map(|u| u.resolved).collect::<Option<_>>()?,
         identity: identity?,
         networks: networks?,
+        policies: policies?,
         admin: admin?,
         record,
         limits: limits?,
@@ -564,6 +567,18 @@ fn read_networks(root: &mut Section<'_, '_>) -> Option<Arc<NetworkStore>> {
                     item.error(error.to_string());
                 }
             }
+            None
+        }
+    }
+}
+
+/// The policy is read here, so that what is wrong with it is reported with the rest.
+fn read_policies(root: &mut Section<'_, '_>) -> Option<Arc<PolicyStore>> {
+    let Some(item) = root.optional("policy") else { return Some(Arc::default()) };
+    match PolicyStore::load(Some(item.path()?)) {
+        Ok(store) => Some(Arc::new(store)),
+        Err(faults) => {
+            faults.lines().for_each(|fault| item.error(fault.to_owned()));
             None
         }
     }
@@ -1566,7 +1581,7 @@ threads = "two"
 "#;
         let expected = [
             r#"1: admin: is missing; the admin endpoint needs a token: give token_file = "admin.token" (make one: openssl rand -hex 32 > admin.token; chmod 600 admin.token) or token_env = "NAME""#,
-            r#"1: recrod: unknown key; did you mean "record"? (allowed: listener, upstream, route, identity, network, admin, record, record_text, limits, server, log)"#,
+            r#"1: recrod: unknown key; did you mean "record"? (allowed: listener, upstream, route, identity, network, policy, admin, record, record_text, limits, server, log)"#,
             r#"3: listener[0].address: "localhost:80" is not IP:PORT, such as 0.0.0.0:8443"#,
             r#"6: listener[1].proxy_protocol_from[0]: "10.0.0.1/8" has bits after its prefix; write 10.0.0.0/8"#,
             "6: listener[1].proxy_protocol_from[1]: is an integer, expected a string",

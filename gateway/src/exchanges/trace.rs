@@ -192,9 +192,8 @@ impl Writer {
         let exchange = &entry.exchange;
         let account = trace_account(exchange, &self.key);
         let organisation = trace_organisation(exchange, &self.key);
-        let created = exchange.at_ms / 1000;
         if self.announced.is_new(&account) {
-            let line = account_line(self.opened_ms, &account, organisation.as_deref(), created);
+            let line = account_line(self.opened_ms, &account, organisation.as_deref());
             self.pending.extend_from_slice(line.as_bytes());
         }
         let organisation = organisation.as_deref();
@@ -290,9 +289,9 @@ fn open_private(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-fn account_line(ts_ms: u64, account: &str, organisation: Option<&str>, created: u64) -> String {
+fn account_line(ts_ms: u64, account: &str, organisation: Option<&str>) -> String {
     format!(
-        r#"{{"kind":"account","ts":{},"account":{},"org":{},"created":{created},"payment":null,"bin":null,"verified":false}}{}"#,
+        r#"{{"kind":"account","ts":{},"account":{},"org":{},"created":null,"payment":null,"bin":null,"verified":false}}{}"#,
         seconds(ts_ms),
         compact(&account),
         compact(&organisation),

@@ -15,16 +15,22 @@ use pingora_http::{RequestHeader, ResponseHeader};
 
 use super::body::BodyShare;
 use super::head::{REQUEST_ID, strip_hop_by_hop_response};
+use super::shape::{Kind, Shape};
 use super::upstream_side::{Event, UpstreamSide};
 use crate::capture::client_io::WriteMode;
 use crate::config::Upstream;
 use crate::connection::Connection;
+use crate::enforce::{Denied, Enforcer, Leave};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::wire::AnswerReader;
+use crate::wire::{AnswerReader, stream_error};
 
 /// Longest silence of an upstream on an upgraded connection.
 const UPGRADED_IDLE_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+
+/// Fields of a head that say something of a body's very bytes.
+const CHANGED_WITH_THE_BODY: [&str; 6] =
+    ["content-length", "content-md5", "content-digest", "repr-digest", "digest", "etag"];
 
 /// Where the request body comes from.
 #[derive(Debug)]
@@ -49,6 +55,8 @@ pub struct Plan<'a> {
     pub limits: &'a Limits,
     /// Provider format of the answer.
     pub format: Format,
+    /// Says how the answer is treated, anew when its account's standing changes.
+    pub enforcer: &'a Enforcer,
     /// Name of the exchange, told to the client unless the upstream names it.
     pub request_id: &'a str,
     /// The client's connection.
@@ -90,8 +98,16 @@ pub async fn run(
     session: &mut ServerSession,
     upstream: &mut UpstreamSide,
     plan: Plan<'_>,
+    leave: &mut Leave,
 ) -> Ended {
     let mut relay = Relay {
+        leave,
+        shape: None,
+        format: plan.format,
+        content_type: None,
+        length_told: false,
+        upstream_ended: false,
+        ended_early: false,
         write_mode: plan.connection.write_mode.clone(),
         reader: None,
         gathered: BytesMut::new(),
@@ -112,13 +128,26 @@ pub async fn run(
     };
     let ended = relay.run(session, upstream, plan).await;
     relay.write_mode.on_flush();
-    if !matches!(ended, Ended::Complete(_)) {
+    if relay.ended_early || !matches!(ended, Ended::Complete(_)) {
         upstream.cancel();
     }
     ended
 }
 
-struct Relay {
+struct Relay<'l> {
+    /// The leave to serve it, which says how the answer is treated.
+    leave: &'l mut Leave,
+    /// Present while the answer is rewritten or paced.
+    shape: Option<Box<Shape>>,
+    /// Format of the answer as far as it is read: `Unknown` where it came encoded.
+    format: Format,
+    content_type: Option<String>,
+    /// The client was told a length, so nothing can be added.
+    length_told: bool,
+    /// Nothing more comes from the upstream.
+    upstream_ended: bool,
+    /// The answer was ended before the upstream had ended it.
+    ended_early: bool,
     write_mode: Arc<WriteMode>,
     /// Present once the response head was passed on.
     reader: Option<AnswerReader>,
@@ -165,10 +194,12 @@ enum Woken {
     Client(pingora_error::Result<Option<Bytes>>),
     /// HTTP/2: the client has room, or went away.
     Room(Result<usize, ()>),
+    /// Something that was held back is due.
+    Due,
     Stalled,
 }
 
-impl Relay {
+impl Relay<'_> {
     async fn run(
         &mut self,
         session: &mut ServerSession,
@@ -227,6 +258,7 @@ impl Relay {
                 Woken::Client(read) => self.client_read(session, upstream, plan, read).await?,
                 Woken::Room(Ok(room)) => self.send_undelivered(room)?,
                 Woken::Room(Err(())) => return Err(client_gone()),
+                Woken::Due => self.send_due(session, plan).await?,
                 Woken::Stalled => Step::Continue,
             };
             if matches!(step, Step::Done) {
@@ -257,9 +289,13 @@ impl Relay {
         let blocked = !self.undelivered.is_empty();
         let stall = self.stall_deadline(upstream, plan)?;
         let watches_sink = self.h2_client.is_some();
+        let shape = self.shape.as_deref();
+        let due = shape.filter(|_| !blocked).and_then(Shape::next_due);
+        let may_read = !blocked && !self.upstream_ended && shape.is_none_or(Shape::has_room);
         let Self { gathered, h2_client, .. } = self;
         Ok(tokio::select! {
-            event = upstream.drive(gathered, !blocked) => Woken::Upstream(event),
+            () = sleep_until(due), if due.is_some() => Woken::Due,
+            event = upstream.drive(gathered, may_read) => Woken::Upstream(event),
             room = client_room(h2_client, blocked), if watches_sink => Woken::Room(room),
             read = session.read_body_or_idle(watch_only), if wants_client => {
                 Woken::Client(read)
@@ -431,30 +467,34 @@ impl Relay {
         }
         let without_body = session.req_header().method == Method::HEAD
             || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        if end && !upgrade && !without_body && !head.headers.contains_key(header::CONTENT_LENGTH) {
+        self.note_head(plan, &head, upgrade);
+        let has_body = !(end && self.gathered.is_empty());
+        if has_body && !without_body {
+            self.shape = self.shaped(plan, None).map(Box::new);
+        }
+        let shaped = self.shape.is_some();
+        if self.shape.as_ref().is_some_and(|shape| shape.changes_length()) {
+            for told_of_the_bytes in CHANGED_WITH_THE_BODY {
+                head.remove_header(told_of_the_bytes);
+            }
+        }
+        if end
+            && !shaped
+            && !upgrade
+            && !without_body
+            && !head.headers.contains_key(header::CONTENT_LENGTH)
+        {
             // All of it is at hand. Without a length HTTP/1 would end it with the connection.
             let _ = head.insert_header(header::CONTENT_LENGTH, self.gathered.len());
         }
         let known_length = head.headers.contains_key(header::CONTENT_LENGTH);
         head.set_version(Version::HTTP_11);
-        if !end && !known_length && !upgrade && request_version == Version::HTTP_11 {
+        self.length_told = known_length;
+        let open_ended = !known_length && (!end || (shaped && has_body));
+        if open_ended && !upgrade && request_version == Version::HTTP_11 {
             let _ = head.insert_header(header::TRANSFER_ENCODING, "chunked");
         }
-        let has_body = !(end && self.gathered.is_empty());
-        let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
-        let encoded = head
-            .headers
-            .get(header::CONTENT_ENCODING)
-            .is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"));
-        if encoded && plan.format != Format::Unknown {
-            plan.metrics.answers_unread.with_label_values(&["encoded"]).inc();
-        }
-        // What comes encoded although `identity` was asked for is passed on unread.
-        let format = if encoded || upgrade { Format::Unknown } else { plan.format };
-        self.status = head.status.as_u16();
         self.note_grpc_status(&head.headers);
-        let content_type = content_type.filter(|_| format == plan.format);
-        self.reader = Some(AnswerReader::new(format, self.status, content_type));
         if let ServerSession::H2(h2) = session {
             // Pingora's version-neutral call sends a head without END_STREAM, but a gRPC error
             // without messages must be trailers-only.
@@ -477,6 +517,43 @@ impl Relay {
         written
     }
 
+    /// Notes what the answer is.
+    fn note_head(&mut self, plan: &Plan<'_>, head: &ResponseHeader, upgrade: bool) {
+        let encoded = head
+            .headers
+            .get(header::CONTENT_ENCODING)
+            .is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+        if encoded && plan.format != Format::Unknown {
+            plan.metrics.answers_unread.with_label_values(&["encoded"]).inc();
+        }
+        // What comes encoded although `identity` was asked for is passed on unread.
+        self.format = if encoded || upgrade { Format::Unknown } else { plan.format };
+        self.status = head.status.as_u16();
+        let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+        self.content_type = content_type.filter(|_| self.format == plan.format).map(str::to_owned);
+        let reader = AnswerReader::new(self.format, self.status, self.content_type.as_deref());
+        self.reader = Some(reader);
+    }
+
+    /// What shapes the answer, from its beginning or (`resumed`) from here on.
+    fn shaped(&self, plan: &Plan<'_>, resumed: Option<()>) -> Option<Shape> {
+        let treatment = self.leave.treatment();
+        if treatment.is_nothing() {
+            return None;
+        }
+        let kind = Kind {
+            format: self.format,
+            status: self.status,
+            content_type: self.content_type.as_deref(),
+        };
+        let changes = plan.enforcer.changes(self.leave);
+        let paced = &plan.metrics.streams_paced;
+        match resumed {
+            None => Shape::new(kind, changes, treatment.pace, paced, Instant::now()),
+            Some(()) => Shape::resume(kind, changes, treatment.pace, paced),
+        }
+    }
+
     /// A gRPC call fails inside an HTTP 200: in its trailers, or in the head of a response without
     /// messages.
     fn note_grpc_status(&mut self, fields: &HeaderMap) {
@@ -493,20 +570,121 @@ impl Relay {
         plan: &Plan<'_>,
         end: bool,
     ) -> Result<Step, Fault> {
-        let bytes = self.gathered.split().freeze();
+        let mut bytes = self.gathered.split().freeze();
         if !bytes.is_empty() && self.first_byte.is_none() {
             self.first_byte = self.request_sent.map(|sent| sent.elapsed());
         }
         self.received_total += bytes.len() as u64;
-        // Read after it is passed on: the client's first event does not wait for ours.
-        let read = bytes.clone();
-        let step = self.write(session, plan, bytes, end).await;
-        if let Some(reader) = &mut self.reader
-            && !read.is_empty()
+        self.upstream_ended |= end;
+        if self.leave.is_stale()
+            && let Some(step) = self.treat_anew(session, plan, &mut bytes).await?
         {
-            reader.count(&read);
+            return Ok(step);
         }
-        step
+        let Some(shape) = &mut self.shape else {
+            // Read after it is passed on: the client's first event does not wait for ours.
+            let read = bytes.clone();
+            let step = self.write(session, plan, bytes, end).await;
+            self.count(&read);
+            return step;
+        };
+        let now = Instant::now();
+        shape.push(&bytes, now);
+        if end {
+            shape.finish(now);
+        }
+        self.count(&bytes);
+        self.send_due(session, plan).await
+    }
+
+    fn count(&mut self, bytes: &[u8]) {
+        if let Some(reader) = &mut self.reader
+            && !bytes.is_empty()
+        {
+            reader.count(bytes);
+        }
+    }
+
+    /// Passes on what a shaped answer has ready.
+    async fn send_due(
+        &mut self,
+        session: &mut ServerSession,
+        plan: &Plan<'_>,
+    ) -> Result<Step, Fault> {
+        if self.leave.is_stale()
+            && let Some(step) = self.treat_anew(session, plan, &mut Bytes::new()).await?
+        {
+            return Ok(step);
+        }
+        let Some(shape) = &mut self.shape else { return Ok(Step::Continue) };
+        if !self.undelivered.is_empty() {
+            // The client has no room: what is due waits for it.
+            return Ok(Step::Continue);
+        }
+        let due = shape.take_due(Instant::now());
+        let end = self.upstream_ended && shape.is_empty();
+        if due.is_empty() && !end {
+            return Ok(Step::Continue);
+        }
+        self.write(session, plan, due, end).await
+    }
+
+    /// The account's standing has changed: the answer is treated by it from the next event on.
+    /// `bytes` are the next piece; what of them lies before that event is passed on here. A step
+    /// where the answer has ended with that.
+    async fn treat_anew(
+        &mut self,
+        session: &mut ServerSession,
+        plan: &Plan<'_>,
+        bytes: &mut Bytes,
+    ) -> Result<Option<Step>, Fault> {
+        // Where the next event begins: behind what is shaped, which leaves in whole events, or
+        // where the answer so far, which went out as it came, has its next boundary.
+        let boundary = match (&self.shape, &self.reader) {
+            (None, Some(reader)) => reader.next_boundary(bytes),
+            (None, None) => None,
+            (Some(_), _) => Some(0),
+        };
+        // Not in the middle of an event, nor of a body that is no stream: later, or never.
+        let Some(boundary) = boundary else { return Ok(None) };
+        let Some(treatment) = plan.enforcer.look_again(self.leave) else { return Ok(None) };
+        if boundary > 0 {
+            let head = bytes.split_to(boundary);
+            let read = head.clone();
+            self.write(session, plan, head, false).await?;
+            self.count(&read);
+        }
+        if let Some(denied) = treatment.end {
+            return self.end_early(session, plan, &denied).await.map(Some);
+        }
+        match &mut self.shape {
+            Some(shape) => shape.set_pace(treatment.pace),
+            None if !self.length_told => {
+                self.shape = self.shaped(plan, Some(())).map(Box::new);
+            }
+            None => {}
+        }
+        Ok(None)
+    }
+
+    /// Ends a stream with its provider's own error event.
+    async fn end_early(
+        &mut self,
+        session: &mut ServerSession,
+        plan: &Plan<'_>,
+        denied: &Denied,
+    ) -> Result<Step, Fault> {
+        self.ended_early = true;
+        let event = stream_error(self.format, &denied.refusal(plan.request_id));
+        if self.length_told || !self.undelivered.is_empty() {
+            // There is no room for an event: the client sees that it is cut off.
+            let error = Error::explain(ErrorType::ConnectionClosed, "ended by policy");
+            return Err(Fault::Upstream(error));
+        }
+        self.shape = None;
+        self.upstream_ended = true;
+        self.trailers = None;
+        self.write(session, plan, Bytes::from(event), true).await
     }
 
     async fn write(
@@ -517,7 +695,12 @@ impl Relay {
         end: bool,
     ) -> Result<Step, Fault> {
         if session.is_http2() {
-            self.undelivered = bytes;
+            if self.undelivered.is_empty() {
+                self.undelivered = bytes;
+            } else {
+                // Only where an answer's treatment changed between the two.
+                self.undelivered = [&self.undelivered[..], &bytes[..]].concat().into();
+            }
             self.answer_ended = end;
             let Some(client) = &mut self.h2_client else { return Err(client_gone()) };
             client.reserve_capacity(self.undelivered.len());
@@ -561,6 +744,10 @@ impl Relay {
         };
         if unread > 0 {
             metrics.answers_unread.with_label_values(&["too_long"]).inc();
+        }
+        if self.ended_early {
+            answer.complete = false;
+            answer.error = Some("ended_by_policy".to_owned());
         }
         if let Some(error) = self.grpc_error.take() {
             answer.error.get_or_insert(error);

@@ -119,6 +119,16 @@ impl AnswerReader {
         self.feed(bytes, &mut |_| {});
     }
 
+    /// Where in `bytes`, the next piece of an event stream, an event ends: 0 where one has just
+    /// ended. `None` where none does, or the body is no event stream.
+    #[must_use]
+    pub fn next_boundary(&self, bytes: &[u8]) -> Option<usize> {
+        match &self.body {
+            Body::Sse(reader) => reader.next_boundary(bytes),
+            _ => None,
+        }
+    }
+
     /// Events and bodies so far that were too long or could not be read, and tool calls past the
     /// number that is kept.
     #[must_use]

@@ -525,6 +525,16 @@ impl EventMeter {
         }
     }
 
+    /// Whether the body is a stream; `None` while that is not known.
+    #[must_use]
+    pub fn is_stream(&self) -> Option<bool> {
+        match self.body {
+            Body::Sse(_) | Body::Array(_) => Some(true),
+            Body::Whole | Body::Untouched => Some(false),
+            Body::Unseen => None,
+        }
+    }
+
     /// Takes the next piece of the body, and tells which events end in it: the offsets count from
     /// its first byte. What is behind the last of them belongs to an event that has not ended.
     pub fn push(&mut self, mut bytes: &[u8], released: &mut Vec<Released>) {

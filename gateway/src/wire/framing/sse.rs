@@ -53,6 +53,16 @@ impl SseReader {
         Self::default()
     }
 
+    /// Where in the next piece an event ends: 0 where one has just ended, `None` where none does.
+    #[must_use]
+    pub fn next_boundary(&self, bytes: &[u8]) -> Option<usize> {
+        if self.boundaries.open_bytes() == 0 && !self.boundaries.after_cr {
+            return Some(0);
+        }
+        let mut ahead = self.boundaries;
+        ahead.next_end(bytes).map(|boundary| boundary.end)
+    }
+
     /// Takes the next piece of the stream and hands out each event that it completes.
     pub fn feed(&mut self, mut bytes: &[u8], mut on_frame: impl FnMut(Frame<'_>)) {
         while let Some(boundary) = self.boundaries.next_end(bytes) {
@@ -311,6 +321,18 @@ mod tests {
             other => panic!("copied: {other:?}"),
         });
         assert_eq!(reader.open.capacity(), 0);
+    }
+
+    #[test]
+    fn the_next_boundary_is_told_ahead() {
+        let mut reader = SseReader::new();
+        assert_eq!(reader.next_boundary(b"data: a"), Some(0));
+        reader.feed(b"data: a\n", |_| {});
+        assert_eq!(reader.next_boundary(b"data: b"), None);
+        assert_eq!(reader.next_boundary(b"data: b\n\ndata: c\n\n"), Some(9));
+        assert_eq!(reader.next_boundary(b"\ndata"), Some(1));
+        reader.feed(b"\n", |_| {});
+        assert_eq!(reader.next_boundary(b""), Some(0));
     }
 
     #[test]

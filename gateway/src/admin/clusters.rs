@@ -1,0 +1,61 @@
+//! Clusters, and taking them down.
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::body::{read, reason};
+use super::{AdminState, error};
+use crate::limits::ADMIN_EXCHANGES_MAX;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Why {
+    reason: String,
+}
+
+pub(super) async fn list(State(state): State<AdminState>) -> Response {
+    let takedowns = state.enforcer.takedowns();
+    let clusters = state.enforcer.clusters();
+    let clusters = clusters.into_iter().take(ADMIN_EXCHANGES_MAX).map(|(cluster, members)| {
+        let takedown = takedowns.iter().find(|held| held.cluster == cluster);
+        json!({ "cluster": cluster, "members": members, "takedown": takedown.map(|t| t.status) })
+    });
+    axum::Json(json!({ "clusters": clusters.collect::<Vec<_>>() })).into_response()
+}
+
+pub(super) async fn show(State(state): State<AdminState>, Path(cluster): Path<String>) -> Response {
+    let takedown = state.enforcer.takedowns().into_iter().find(|held| held.cluster == cluster);
+    match takedown {
+        Some(takedown) => axum::Json(takedown).into_response(),
+        None => error(StatusCode::NOT_FOUND, "no takedown of that cluster"),
+    }
+}
+
+pub(super) async fn take_down(
+    State(state): State<AdminState>,
+    Path(cluster): Path<String>,
+    body: Body,
+) -> Response {
+    let why = match read::<Why>(body, None).await {
+        Ok(why) => reason(&why.reason),
+        Err(response) => Err(response),
+    };
+    match why {
+        Ok(why) => match state.enforcer.confirm_takedown(&cluster, &why) {
+            Ok(takedown) => axum::Json(takedown).into_response(),
+            Err(message) => error(StatusCode::NOT_FOUND, &message),
+        },
+        Err(response) => *response,
+    }
+}
+
+pub(super) async fn undo(State(state): State<AdminState>, Path(cluster): Path<String>) -> Response {
+    match state.enforcer.undo_takedown(&cluster) {
+        Ok(takedown) => axum::Json(takedown).into_response(),
+        Err(message) => error(StatusCode::NOT_FOUND, &message),
+    }
+}

@@ -1,0 +1,893 @@
+//! What is done about an account: from its standing and the policy to a treatment of each answer.
+//!
+//! A request asks [`Enforcer::admit`] before its upstream is asked: it is judged, refused or let
+//! through with a [`Leave`], which says how its answer is treated and is looked at again while the
+//! answer streams. What takes longer (evidence for the review queue, takedowns) runs on a thread of
+//! its own.
+
+pub mod review;
+pub mod standing;
+pub mod takedown;
+pub mod throttle;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use detectors::detector::Pace;
+use detectors::engine::{Decision, TieReport};
+use detectors::finding::Finding;
+use detectors::policy::{Action, Actions, Asked, Policy, WhenLate};
+use detectors::seen::Answered;
+use detectors::tier::Tier;
+use detectors::{
+    AccountId, Answer, Enforcement, EnforcementAction, Event, Observation, OrganisationId, Profile,
+};
+use moka::sync::Cache;
+use parking_lot::Mutex;
+use serde::Serialize;
+use tracing::{info, warn};
+
+use self::review::{Entry, Queue, Reason};
+use self::standing::{Override, Standing, Suspension};
+use self::takedown::{Bundle, Log, Member, Status, Takedown};
+use self::throttle::{Admission, Throttle, Tokens, Whose};
+use crate::judge::{Judge, Judged};
+use crate::limits::{ENFORCE_QUEUE_MAX, OVERRIDES_MAX, STANDINGS_MAX};
+use crate::metrics::Metrics;
+use crate::policy::{PolicyStore, Version, unix_ms};
+use crate::wire::{Changes, Reasoning, Refusal, RefusalKind};
+
+/// Ties shown of an account.
+const TIES_SHOWN: usize = 20;
+
+/// Judges requests and says what is done about them.
+pub struct Enforcer {
+    /// The policy in force.
+    pub policies: Arc<PolicyStore>,
+    /// Accounts to be looked at.
+    pub reviews: Queue,
+    judge: Arc<Judge>,
+    throttle: Throttle,
+    standings: Cache<AccountId, Arc<Standing>>,
+    /// What must not be forgotten with a standing that is let go.
+    kept: Mutex<HashMap<AccountId, Kept>>,
+    takedowns: Log,
+    afterwards: SyncSender<Decision>,
+    to_do: Mutex<Option<Receiver<Decision>>>,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Kept {
+    overridden: Option<Override>,
+    suspended: Option<Suspension>,
+}
+
+/// How an answer is treated.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Treatment {
+    /// Tokens a second.
+    pub pace: Option<f64>,
+    /// Whether it is marked.
+    pub watermark: bool,
+    /// Whether placeholders are varied.
+    pub canary: bool,
+    /// Keep reasoning out; with the words that stand in its place.
+    pub withhold_reasoning: Option<String>,
+    /// End it now.
+    pub end: Option<Denied>,
+}
+
+impl Treatment {
+    /// Whether the answer passes as it is.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Why a request is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denied {
+    /// What it is told.
+    pub kind: RefusalKind,
+    /// In words.
+    pub message: String,
+    /// Where to go.
+    pub link: Option<String>,
+    /// Label of the metric.
+    pub reason: &'static str,
+}
+
+impl Denied {
+    /// As a refusal of the exchange of this name.
+    #[must_use]
+    pub fn refusal(&self, request_id: &str) -> Refusal {
+        let mut refusal = Refusal::new(self.kind, self.message.clone());
+        refusal.request_id = request_id.to_owned();
+        refusal.link.clone_from(&self.link);
+        refusal
+    }
+}
+
+/// Leave to be served.
+pub struct Leave {
+    standing: Option<Arc<Standing>>,
+    generation: u32,
+    route: Arc<str>,
+    model: Option<String>,
+    organisation: Option<OrganisationId>,
+    admission: Option<Admission>,
+    treatment: Treatment,
+}
+
+impl Leave {
+    /// Leave for a request that nothing is done about.
+    #[must_use]
+    pub fn unconditional() -> Self {
+        Self {
+            standing: None,
+            generation: 0,
+            route: "".into(),
+            model: None,
+            organisation: None,
+            admission: None,
+            treatment: Treatment::default(),
+        }
+    }
+
+    /// How the answer is treated.
+    #[must_use]
+    pub fn treatment(&self) -> &Treatment {
+        &self.treatment
+    }
+
+    /// Whether the account's standing has changed since the treatment was worked out. One atomic
+    /// load: asked for every event of every answer.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        self.standing.as_ref().is_some_and(|standing| standing.generation() != self.generation)
+    }
+
+    /// Account and cluster, for marks.
+    #[must_use]
+    pub fn subject(&self) -> Option<(&AccountId, Option<u64>)> {
+        let standing = self.standing.as_ref()?;
+        Some((&standing.account, standing.read(|state| state.cluster)))
+    }
+}
+
+/// Everything that is shown of an account.
+#[derive(Debug, Serialize)]
+pub struct Explanation {
+    /// Its pseudonym.
+    pub account: AccountId,
+    /// The tier that counts.
+    pub tier: Tier,
+    /// The tier by the last judgement.
+    pub judged_tier: Tier,
+    /// Suspicion now, 0..1.
+    pub suspicion: f64,
+    /// Exchanges.
+    pub requests: u32,
+    /// Cluster, 16 hex digits.
+    pub cluster: Option<String>,
+    /// An operator's word, while it holds.
+    #[serde(rename = "override")]
+    pub overridden: Option<Override>,
+    /// A suspension, while it holds.
+    pub suspended: Option<Suspension>,
+    /// Version of the policy in force.
+    pub policy: Arc<str>,
+    /// What each detector finds now, with its evidence; the largest part first.
+    pub findings: Vec<ExplainedFinding>,
+    /// Who it is tied to, the strongest first.
+    pub ties: Vec<TieReport>,
+    /// The latest changes of tier, the newest first.
+    pub decisions: Vec<standing::TierChange>,
+    /// The latest actions.
+    pub actions: Vec<standing::ActionTaken>,
+}
+
+/// A detector's finding as it is shown.
+#[derive(Debug, Serialize)]
+pub struct ExplainedFinding {
+    /// The finding.
+    #[serde(flatten)]
+    pub finding: Finding,
+    /// Techniques of the threat model that it bears on.
+    pub techniques: &'static [&'static str],
+    /// Whether it is known before the upstream is asked.
+    pub pace: Pace,
+    /// Weight in the fusion.
+    pub weight: f64,
+    /// Part in the suspicion, nats.
+    pub nats: f64,
+}
+
+impl Enforcer {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(
+        policies: Arc<PolicyStore>,
+        judge: Arc<Judge>,
+        key: detectors::keyed::Key,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let (afterwards, to_do) = sync_channel(ENFORCE_QUEUE_MAX);
+        Self {
+            policies,
+            reviews: Queue::default(),
+            judge,
+            throttle: Throttle::new(key),
+            standings: Cache::new(STANDINGS_MAX),
+            kept: Mutex::default(),
+            takedowns: Log::default(),
+            afterwards,
+            to_do: Mutex::new(Some(to_do)),
+            metrics,
+        }
+    }
+
+    /// Starts the threads. They end with the process.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(self: &Arc<Self>) -> std::io::Result<()> {
+        let Some(to_do) = self.to_do.lock().take() else { return Ok(()) };
+        let enforcer = self.clone();
+        self.judge.start(Box::new(move |decision| enforcer.decided(decision)))?;
+        let enforcer = self.clone();
+        std::thread::Builder::new().name("enforce".to_owned()).spawn(move || {
+            while let Ok(decision) = to_do.recv() {
+                enforcer.follow_up(&decision);
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Judges a request that has arrived, and lets it through or not. The observation has no answer
+    /// yet.
+    ///
+    /// # Errors
+    /// Why it is not served.
+    pub fn admit(&self, observation: &Observation) -> Result<Leave, Denied> {
+        let version = self.policies.in_force();
+        let begun = Instant::now();
+        let standing = observation.account.as_ref().map(|account| self.standing(account));
+        if let Some(standing) = &standing {
+            self.profile(standing, observation);
+            let patience = Duration::from_millis(version.policy.enforcement.inline_ms_max);
+            match self.judge.arrived(observation, patience) {
+                Judged::Decided(decision) => self.decided(&decision),
+                Judged::AsBefore => {}
+                Judged::Late if version.policy.enforcement.when_late == WhenLate::Refuse => {
+                    return Err(Denied {
+                        kind: RefusalKind::UpstreamUnavailable {
+                            retry_after: Some(Duration::from_secs(1)),
+                        },
+                        message: "too many requests at once".to_owned(),
+                        link: None,
+                        reason: "judgement_late",
+                    });
+                }
+                Judged::Late => {}
+            }
+            let seconds = begun.elapsed().as_secs_f64();
+            self.metrics.judgement_duration.with_label_values::<&str>(&[]).observe(seconds);
+        }
+        let mut leave = Leave {
+            generation: standing.as_ref().map_or(0, |standing| standing.generation()),
+            standing,
+            route: observation.route.clone(),
+            model: observation.conversation.model.clone(),
+            organisation: observation.organisation.clone(),
+            admission: None,
+            treatment: Treatment::default(),
+        };
+        self.decide(&mut leave, observation, &version)?;
+        Ok(leave)
+    }
+
+    fn decide(
+        &self,
+        leave: &mut Leave,
+        observation: &Observation,
+        version: &Version,
+    ) -> Result<(), Denied> {
+        let policy = &*version.policy;
+        let now_ms = unix_ms();
+        let how = self.how(leave, policy, now_ms);
+        let standing = leave.standing.as_deref();
+        if how.tier > Tier::None
+            && let Some(standing) = standing
+        {
+            standing.note_indicators(observation);
+        }
+        if let Some((denied, action)) = &how.denied {
+            let shadow = policy.in_shadow(how.actions, *action);
+            self.count(standing, *action, shadow, now_ms, version);
+            if !shadow {
+                return Err(denied.clone());
+            }
+        }
+        let (limits, asked) = (&how.actions.throttle, &observation.conversation);
+        if !limits.is_empty() {
+            let limits = limits.iter().filter_map(|name| policy.limit.get_key_value(name));
+            let whose = Whose {
+                account: standing.map_or("", |standing| standing.account.as_str()),
+                organisation: leave.organisation.as_ref().map(OrganisationId::as_str),
+                cluster: how.cluster,
+                ip: observation.ip,
+            };
+            let prompt_chars = asked.memory_bytes() as u64;
+            let expected = Tokens::expected(prompt_chars, asked.sampling.max_tokens);
+            let shadow = policy.in_shadow(how.actions, Action::Throttle);
+            match self.throttle.admit(limits, &whose, expected, Instant::now()) {
+                Ok(admission) => leave.admission = Some(admission),
+                Err(reached) => {
+                    self.count(standing, Action::Throttle, shadow, now_ms, version);
+                    let scope = policy.limit.get(&reached.limit).map_or("", |l| l.per.name());
+                    let mode = mode(shadow);
+                    self.metrics.throttled.with_label_values(&[scope, mode]).inc();
+                    if !shadow {
+                        return Err(Denied {
+                            kind: RefusalKind::RateLimited { retry_after: reached.retry_after },
+                            message: "Rate limit reached.".to_owned(),
+                            link: None,
+                            reason: "throttled",
+                        });
+                    }
+                }
+            }
+        }
+        leave.treatment = self.treatment(leave, &how, version, now_ms, None);
+        Ok(())
+    }
+
+    /// Looks again at an answer under way. Returns the treatment where it has changed.
+    pub fn look_again(&self, leave: &mut Leave) -> Option<Treatment> {
+        let standing = leave.standing.clone()?;
+        leave.generation = standing.generation();
+        let version = self.policies.in_force();
+        let policy = &*version.policy;
+        let now_ms = unix_ms();
+        let how = self.how(leave, policy, now_ms);
+        let mut next = self.treatment(leave, &how, &version, now_ms, Some(&leave.treatment));
+        if let Some((denied, _)) = how.denied
+            && how.actions.end_stream
+        {
+            let shadow = policy.in_shadow(how.actions, Action::EndStream);
+            self.count(Some(&standing), Action::EndStream, shadow, now_ms, &version);
+            next.end = (!shadow).then_some(denied);
+        }
+        if next == leave.treatment {
+            return None;
+        }
+        leave.treatment = next.clone();
+        Some(next)
+    }
+
+    /// What is changed in an answer that is treated so; `None` where its text stays as it is.
+    #[must_use]
+    pub fn changes(&self, leave: &Leave) -> Option<Changes> {
+        let treatment = &leave.treatment;
+        let reasoning = match &treatment.withhold_reasoning {
+            None => Reasoning::Keep,
+            Some(notice) => {
+                let notice = (!notice.is_empty()).then(|| notice.clone());
+                Reasoning::Withhold { notice }
+            }
+        };
+        Some(Changes { mark: None, reasoning })
+    }
+
+    /// What the policy says of an account as it stands.
+    fn how<'p>(&self, leave: &Leave, policy: &'p Policy, now_ms: u64) -> How<'p> {
+        let (tier, cluster, suspended) = match &leave.standing {
+            Some(standing) => standing.read(|state| {
+                (state.tier(now_ms), state.cluster, state.suspension(now_ms).is_some())
+            }),
+            None => (Tier::None, None, false),
+        };
+        let asked = Asked {
+            route: &leave.route,
+            model: leave.model.as_deref(),
+            organisation: leave.organisation.as_ref().map(OrganisationId::as_str),
+        };
+        let actions = policy.actions(tier, &asked);
+        let words = &policy.words;
+        let denied = if suspended || actions.refuse {
+            let denied = Denied {
+                kind: RefusalKind::PermissionDenied,
+                message: words.refused.clone(),
+                link: None,
+                reason: if suspended { "suspended" } else { "refused" },
+            };
+            Some((denied, Action::Refuse))
+        } else if actions.verify {
+            let denied = Denied {
+                kind: RefusalKind::VerificationRequired,
+                message: words.verify.clone(),
+                link: words.verify_url.clone(),
+                reason: "verification_required",
+            };
+            Some((denied, Action::Verify))
+        } else {
+            None
+        };
+        How { tier, cluster, actions, denied }
+    }
+
+    /// The treatment of an answer; what was in force `before` is not counted again.
+    fn treatment(
+        &self,
+        leave: &Leave,
+        how: &How<'_>,
+        version: &Version,
+        now_ms: u64,
+        before: Option<&Treatment>,
+    ) -> Treatment {
+        let actions = how.actions;
+        let standing = leave.standing.as_deref();
+        let take = |action: Action, already: bool| {
+            if !actions.has(action) {
+                return false;
+            }
+            let shadow = version.policy.in_shadow(actions, action);
+            if !already {
+                self.count(standing, action, shadow, now_ms, version);
+            }
+            !shadow
+        };
+        let was = |read: fn(&Treatment) -> bool| before.is_some_and(read);
+        let words = &version.policy.words;
+        Treatment {
+            pace: actions
+                .pace_tokens_per_second
+                .filter(|_| take(Action::Pace, was(|t| t.pace.is_some()))),
+            watermark: take(Action::Watermark, was(|t| t.watermark)),
+            canary: take(Action::Canary, was(|t| t.canary)),
+            withhold_reasoning: take(
+                Action::WithholdReasoning,
+                was(|t| t.withhold_reasoning.is_some()),
+            )
+            .then(|| words.reasoning_withheld.clone()),
+            end: None,
+        }
+    }
+
+    /// Takes in how an exchange ended.
+    pub fn ended(&self, leave: Option<Leave>, observation: &Observation) {
+        if let Some(account) = &observation.account {
+            let answered = Answered::of(&observation.answer);
+            self.judge.answered(account, &observation.id, answered);
+        }
+        if let Some(admission) = leave.and_then(|leave| leave.admission) {
+            admission.settle(used(observation, &observation.answer));
+        }
+    }
+
+    /// Takes in a judgement, wherever it was made.
+    fn decided(&self, decision: &Decision) {
+        self.metrics.judgements.with_label_values(&[decision.tier.name()]).inc();
+        let version = self.policies.in_force();
+        let rose = self.standing(&decision.account).judged(decision, &version.version);
+        if decision.tier != decision.before {
+            info!(
+                target: "stillgate::tiers",
+                account = decision.account.as_str(),
+                before = decision.before.name(),
+                tier = decision.tier.name(),
+                suspicion = decision.suspicion,
+                policy = %version.version,
+                "tier"
+            );
+        }
+        if rose && self.afterwards.try_send(decision.clone()).is_err() {
+            self.metrics.reviews_dropped.inc();
+        }
+    }
+
+    /// What a higher tier brings beside the treatment of answers.
+    fn follow_up(&self, decision: &Decision) {
+        let version = self.policies.in_force();
+        let account = &decision.account;
+        let standing = self.standing(account);
+        let organisation = standing.read(|state| state.organisation.clone());
+        // Of no one request, so rules for routes and models do not hold here.
+        let asked = Asked {
+            organisation: organisation.as_ref().map(OrganisationId::as_str),
+            ..Asked::default()
+        };
+        let actions = version.policy.actions(decision.tier, &asked);
+        if actions.review {
+            let shadow = version.policy.in_shadow(actions, Action::Review);
+            self.count(Some(&standing), Action::Review, shadow, decision.at_ms, &version);
+            if !shadow {
+                self.put_up_for_review(account, Reason::Tier, &version);
+            }
+        }
+        let Some(label) = decision.cluster.filter(|_| actions.takedown) else { return };
+        let active = |held: Takedown| held.status == Status::Active;
+        if self.takedowns.get(&hex_label(label)).is_some_and(active) {
+            // The cluster is down already: who comes to be suspected later follows.
+            self.take_down(label, account, &version, "policy", "");
+            return;
+        }
+        let shadow = version.policy.in_shadow(actions, Action::Takedown);
+        self.count(Some(&standing), Action::Takedown, shadow, decision.at_ms, &version);
+        let rails = &version.policy.takedown;
+        let members = self.judge.cluster_members(label, |_| ()).len();
+        let status = if shadow {
+            Status::Shadow
+        } else if rails.confirm || members > rails.members_max {
+            Status::Waiting
+        } else {
+            self.take_down(label, account, &version, "policy", "");
+            return;
+        };
+        if status == Status::Waiting {
+            warn!(cluster = hex_label(label), members, "a takedown waits for an operator's word");
+            self.put_up_for_review(account, Reason::TakedownWaits, &version);
+        }
+        let takedown = self.plan(label, account, &version, status, "policy", "");
+        self.takedowns.put(takedown);
+    }
+
+    fn plan(
+        &self,
+        label: u64,
+        trigger: &AccountId,
+        version: &Version,
+        status: Status,
+        by: &'static str,
+        reason: &str,
+    ) -> Takedown {
+        let rails = &version.policy.takedown;
+        let now_ms = unix_ms();
+        let members = self.judge.cluster_members(label, Member::of);
+        let own = members.iter().find(|member| member.account == *trigger);
+        let own = own.and_then(|member| member.organisation);
+        let overridden = |account: &AccountId| {
+            self.standing(account).read(|s| s.operators_word(now_ms).is_some())
+        };
+        let selection = takedown::select(members, own, rails, overridden);
+        let indicators =
+            |account: &AccountId| self.standing(account).read(|state| state.indicators.clone());
+        let bundle = Bundle::of(&selection.suspended, indicators, |_| Vec::new());
+        Takedown {
+            cluster: hex_label(label),
+            status,
+            by,
+            reason: reason.to_owned(),
+            at_ms: now_ms,
+            until_ms: now_ms.saturating_add((rails.expires_hours * 3_600_000.0) as u64),
+            trigger: trigger.clone(),
+            policy: version.version.clone(),
+            suspended: selection.suspended.into_iter().map(|member| member.account).collect(),
+            left_out: selection.left_out,
+            indicators: bundle,
+        }
+    }
+
+    fn take_down(
+        &self,
+        label: u64,
+        trigger: &AccountId,
+        version: &Version,
+        by: &'static str,
+        reason: &str,
+    ) -> Takedown {
+        let takedown = self.plan(label, trigger, version, Status::Active, by, reason);
+        for account in &takedown.suspended {
+            let suspension = Suspension {
+                cluster: takedown.cluster.clone(),
+                since_ms: takedown.at_ms,
+                until_ms: takedown.until_ms,
+            };
+            self.suspend(account, Some(suspension));
+            self.judge.observe(&Event::Enforcement(Enforcement {
+                at_ms: takedown.at_ms,
+                account: account.clone(),
+                action: EnforcementAction::Suspend,
+            }));
+        }
+        warn!(
+            cluster = takedown.cluster,
+            suspended = takedown.suspended.len(),
+            left_out = takedown.left_out.len(),
+            by,
+            "cluster taken down"
+        );
+        self.takedowns.put(takedown.clone());
+        takedown
+    }
+
+    /// An operator's word: takes a cluster down now.
+    ///
+    /// # Errors
+    /// When there is no such cluster.
+    pub fn confirm_takedown(&self, cluster: &str, reason: &str) -> Result<Takedown, String> {
+        let label = parse_label(cluster)?;
+        let members = self.judge.cluster_members(label, Member::of);
+        let surest = members.iter().max_by(|a, b| a.suspicion.total_cmp(&b.suspicion));
+        let Some(surest) = surest else { return Err(format!("no cluster {cluster}")) };
+        let trigger = match self.takedowns.get(cluster) {
+            Some(waiting) => waiting.trigger,
+            None => surest.account.clone(),
+        };
+        let version = self.policies.in_force();
+        Ok(self.take_down(label, &trigger, &version, "operator", reason))
+    }
+
+    /// Takes a takedown back: every suspension that it brought ends.
+    ///
+    /// # Errors
+    /// When there is none in force.
+    pub fn undo_takedown(&self, cluster: &str) -> Result<Takedown, String> {
+        let held = self.takedowns.get(cluster).filter(|held| held.status == Status::Active);
+        let held = held.ok_or_else(|| format!("no takedown of cluster {cluster} is in force"))?;
+        // Whoever followed later is among the kept, not only in the list.
+        let of_it = |kept: &Kept| kept.suspended.as_ref().is_some_and(|s| s.cluster == cluster);
+        let suspended: Vec<AccountId> = {
+            let kept = self.kept.lock();
+            kept.iter().filter(|(_, kept)| of_it(kept)).map(|(id, _)| id.clone()).collect()
+        };
+        for account in suspended {
+            self.suspend(&account, None);
+        }
+        self.takedowns.undone(cluster);
+        info!(cluster, "takedown taken back");
+        Ok(Takedown { status: Status::Undone, ..held })
+    }
+
+    /// Every takedown, the newest first.
+    #[must_use]
+    pub fn takedowns(&self) -> Vec<Takedown> {
+        self.takedowns.list()
+    }
+
+    /// Every cluster with its size, the largest first.
+    #[must_use]
+    pub fn clusters(&self) -> Vec<(String, usize)> {
+        let clusters = self.judge.clusters().into_iter();
+        clusters.map(|(label, members)| (hex_label(label), members)).collect()
+    }
+
+    /// Sets or removes an operator's word on an account.
+    ///
+    /// # Errors
+    /// When as many are set as can be.
+    pub fn override_tier(&self, account: &AccountId, word: Option<Override>) -> Result<(), String> {
+        {
+            let mut kept = self.kept.lock();
+            let known = kept.contains_key(account);
+            if word.is_some() && !known && kept.len() >= OVERRIDES_MAX {
+                return Err(format!("{OVERRIDES_MAX} accounts have an override or a suspension"));
+            }
+            let entry = kept.entry(account.clone()).or_default();
+            entry.overridden.clone_from(&word);
+            if entry.overridden.is_none() && entry.suspended.is_none() {
+                kept.remove(account);
+            }
+        }
+        self.standing(account).change(|state| state.overridden = word);
+        Ok(())
+    }
+
+    fn suspend(&self, account: &AccountId, suspension: Option<Suspension>) {
+        {
+            let mut kept = self.kept.lock();
+            let entry = kept.entry(account.clone()).or_default();
+            entry.suspended.clone_from(&suspension);
+            if entry.overridden.is_none() && entry.suspended.is_none() {
+                kept.remove(account);
+            }
+        }
+        self.standing(account).change(|state| state.suspended = suspension);
+    }
+
+    /// Everything that is known of an account; `None` where nothing is.
+    #[must_use]
+    pub fn explain(&self, account: &AccountId) -> Option<Explanation> {
+        let now_ms = unix_ms();
+        let version = self.policies.in_force();
+        let judged = self.judge.explain(account, now_ms);
+        let known = self.standings.contains_key(account) || self.kept.lock().contains_key(account);
+        if judged.is_none() && !known {
+            return None;
+        }
+        if let Some((decision, _)) = &judged {
+            self.decided(decision);
+        }
+        let state = self.standing(account).read(Clone::clone);
+        let (decision, mut ties) = judged.map_or((None, Vec::new()), |(d, ties)| (Some(d), ties));
+        ties.sort_by(|a, b| b.weight.total_cmp(&a.weight));
+        ties.truncate(TIES_SHOWN);
+        Some(Explanation {
+            account: account.clone(),
+            tier: state.tier(now_ms),
+            judged_tier: state.judged,
+            suspicion: state.suspicion,
+            requests: decision.as_ref().map_or(0, |decision| decision.request),
+            cluster: state.cluster.map(hex_label),
+            overridden: state.operators_word(now_ms).cloned(),
+            suspended: state.suspension(now_ms).cloned(),
+            policy: version.version.clone(),
+            findings: decision.map(explained).unwrap_or_default(),
+            ties,
+            decisions: state.changes.into_iter().rev().collect(),
+            actions: state.actions.into_iter().rev().collect(),
+        })
+    }
+
+    /// Takes the file's policy, where it has changed or is asked for, and judges by it.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it; nothing has changed then.
+    pub fn reload_policy(&self, asked_for: bool) -> Result<Option<Arc<Version>>, String> {
+        let read = if asked_for { self.policies.reload() } else { self.policies.reload_changed() };
+        let label = |outcome| self.metrics.policy_reloads.with_label_values(&[outcome]);
+        match &read {
+            Ok(Some(version)) => {
+                label("ok").inc();
+                self.judge.set_policy(version.policy.clone());
+                info!(version = %version.version, "policy in force");
+            }
+            Ok(None) => {}
+            Err(faults) => {
+                label("failed").inc();
+                for fault in faults.lines() {
+                    warn!("policy not taken: {fault}");
+                }
+            }
+        }
+        read
+    }
+
+    /// Brings an earlier policy into force.
+    ///
+    /// # Errors
+    /// When none is kept.
+    pub fn roll_back_policy(&self, version: Option<&str>) -> Result<Arc<Version>, String> {
+        let version = self.policies.roll_back(version)?;
+        self.judge.set_policy(version.policy.clone());
+        info!(version = %version.version, "policy rolled back");
+        Ok(version)
+    }
+
+    /// How an account stands.
+    #[must_use]
+    pub fn standing(&self, account: &AccountId) -> Arc<Standing> {
+        self.standings.get_with_by_ref(account, || {
+            let standing = Standing::new(account.clone());
+            if let Some(kept) = self.kept.lock().get(account).cloned() {
+                standing.change(|state| {
+                    state.overridden = kept.overridden;
+                    state.suspended = kept.suspended;
+                });
+            }
+            Arc::new(standing)
+        })
+    }
+
+    /// Tells the engine the organisation, where it is new.
+    fn profile(&self, standing: &Standing, observation: &Observation) {
+        let Some(organisation) = &observation.organisation else { return };
+        if standing.read(|state| state.organisation.as_ref() == Some(organisation)) {
+            return;
+        }
+        standing.change(|state| state.organisation = Some(organisation.clone()));
+        self.judge.observe(&Event::Profile(Profile {
+            at_ms: observation.at_ms,
+            account: standing.account.clone(),
+            organisation: Some(organisation.clone()),
+            created_s: None,
+            payment: None,
+            bin: None,
+            verified: false,
+        }));
+    }
+
+    fn put_up_for_review(&self, account: &AccountId, reason: Reason, version: &Version) {
+        let now_ms = unix_ms();
+        let Some((decision, mut ties)) = self.judge.explain(account, now_ms) else { return };
+        ties.truncate(TIES_SHOWN);
+        let mut findings = decision.contributions;
+        findings.retain(|part| part.nats > 0.0);
+        findings.sort_by(|a, b| b.nats.total_cmp(&a.nats));
+        let dropped = self.reviews.put(Entry {
+            account: account.clone(),
+            reason,
+            since_ms: now_ms,
+            at_ms: now_ms,
+            tier: decision.tier,
+            suspicion: decision.suspicion,
+            cluster: decision.cluster.map(hex_label),
+            requests: decision.request,
+            policy: version.version.clone(),
+            findings,
+            ties,
+        });
+        if dropped {
+            self.metrics.reviews_dropped.inc();
+        }
+    }
+
+    fn count(
+        &self,
+        standing: Option<&Standing>,
+        action: Action,
+        shadow: bool,
+        now_ms: u64,
+        version: &Version,
+    ) {
+        self.metrics.actions.with_label_values(&[action.name(), mode(shadow)]).inc();
+        if let Some(standing) = standing {
+            standing.acted(action, shadow, now_ms, &version.version);
+        }
+    }
+}
+
+/// What the policy says of an account as it stands.
+struct How<'p> {
+    tier: Tier,
+    cluster: Option<u64>,
+    actions: &'p Actions,
+    denied: Option<(Denied, Action)>,
+}
+
+/// `mode` of an action.
+fn mode(shadow: bool) -> &'static str {
+    if shadow { "shadow" } else { "taken" }
+}
+
+/// Tokens that an exchange took: by the provider's count, or one for four characters where it did
+/// not tell, as of an answer that was cut off.
+fn used(observation: &Observation, answer: &Answer) -> Tokens {
+    match answer.usage {
+        Some(usage) => Tokens { input: usage.prompt_tokens, output: usage.completion_tokens },
+        None => Tokens {
+            input: if answer.bytes > 0 {
+                observation.conversation.memory_bytes() as u64 / 4
+            } else {
+                0
+            },
+            output: (answer.text_chars + answer.reasoning_chars).div_ceil(4),
+        },
+    }
+}
+
+/// A cluster's name.
+#[must_use]
+pub fn hex_label(label: u64) -> String {
+    format!("{label:016x}")
+}
+
+fn parse_label(cluster: &str) -> Result<u64, String> {
+    let label = u64::from_str_radix(cluster, 16).ok().filter(|_| cluster.len() == 16);
+    label.ok_or_else(|| "a cluster's name has 16 hex digits".to_owned())
+}
+
+fn explained(decision: Decision) -> Vec<ExplainedFinding> {
+    let entry = |name| detectors::list::LIST.iter().find(|entry| entry.name == name);
+    let mut findings: Vec<ExplainedFinding> = decision
+        .contributions
+        .into_iter()
+        .map(|part| {
+            let entry = entry(part.finding.detector);
+            ExplainedFinding {
+                techniques: entry.map_or(&[], |entry| entry.techniques),
+                pace: entry.map_or(Pace::Inline, |entry| entry.pace),
+                finding: part.finding,
+                weight: part.weight,
+                nats: part.nats,
+            }
+        })
+        .collect();
+    findings.sort_by(|a, b| b.nats.total_cmp(&a.nats));
+    findings
+}

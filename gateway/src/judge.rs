@@ -1,0 +1,266 @@
+//! The engine on live traffic: quick detectors while the request waits, slow ones behind a queue.
+//!
+//! A request is read without the engine, then taken in and judged under its lock, which it waits
+//! for only so long. What its prompt means is read on threads of their own, from a bounded queue;
+//! what finds the queue full is shed and counted, and no request ever waits for it. A judgement
+//! that comes from there reaches answers under way through the account's standing.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
+
+use detectors::engine::{Account, Decision, Engine, TieReport};
+use detectors::facts::Facts;
+use detectors::keyed::Key;
+use detectors::policy::Policy;
+use detectors::seen::{Answered, Arrived, Pending};
+use detectors::{AccountId, Event, Observation};
+use parking_lot::Mutex;
+
+use crate::limits::{JUDGEMENT_QUEUE_MAX, JUDGEMENT_THREADS};
+use crate::metrics::Metrics;
+
+/// Takes decisions that come from the background.
+pub type OnDecision = Box<dyn Fn(&Decision) + Send + Sync>;
+
+/// The engine and its queue.
+pub struct Judge {
+    engine: Mutex<Engine>,
+    facts: Arc<Facts>,
+    key: Key,
+    queue: SyncSender<Work>,
+    work: Mutex<Receiver<Work>>,
+    metrics: Arc<Metrics>,
+}
+
+enum Work {
+    Understand(Box<Pending>),
+    Answered { account: AccountId, exchange: String, answered: Answered },
+}
+
+/// What came of a request's judgement.
+#[derive(Debug)]
+pub enum Judged {
+    /// Its account was due: a new judgement.
+    Decided(Decision),
+    /// The last judgement stands.
+    AsBefore,
+    /// The engine was not free in time.
+    Late,
+}
+
+impl Judge {
+    /// An engine without memories, under the policy in force.
+    #[must_use]
+    pub fn new(policy: Arc<Policy>, facts: Arc<Facts>, key: Key, metrics: Arc<Metrics>) -> Self {
+        let (queue, work) = sync_channel(JUDGEMENT_QUEUE_MAX);
+        let engine = Mutex::new(Engine::new(policy, facts.clone(), key));
+        Self { engine, facts, key, queue, work: Mutex::new(work), metrics }
+    }
+
+    /// Takes in a request that has arrived and judges its account, where it is due. Waits at most
+    /// `patience` for the engine.
+    pub fn arrived(&self, observation: &Observation, patience: Duration) -> Judged {
+        let Some(arrived) = Arrived::read(observation, &self.facts, &self.key) else {
+            return Judged::AsBefore;
+        };
+        let arrival = match self.engine.try_lock_for(patience) {
+            Some(mut engine) => engine.arrived(arrived),
+            None => {
+                self.metrics.judgements_late.inc();
+                return Judged::Late;
+            }
+        };
+        if let Some(pending) = arrival.pending {
+            self.send(Work::Understand(Box::new(pending)));
+        }
+        arrival.decision.map_or(Judged::AsBefore, Judged::Decided)
+    }
+
+    /// Takes in how an exchange was answered. Never waits.
+    pub fn answered(&self, account: &AccountId, exchange: &str, answered: Answered) {
+        let (account, exchange) = (account.clone(), exchange.to_owned());
+        self.send(Work::Answered { account, exchange, answered });
+    }
+
+    /// Takes in what else happened.
+    pub fn observe(&self, event: &Event) {
+        self.engine.lock().observe(event);
+    }
+
+    /// Judges by another policy from now on.
+    pub fn set_policy(&self, policy: Arc<Policy>) {
+        self.engine.lock().set_policy(policy);
+    }
+
+    /// Judges an account now, with the evidence and its ties.
+    #[must_use]
+    pub fn explain(&self, account: &AccountId, now_ms: u64) -> Option<(Decision, Vec<TieReport>)> {
+        let mut engine = self.engine.lock();
+        let decision = engine.judge_now(account, now_ms)?;
+        let ties = engine.explain_ties(account);
+        Some((decision, ties))
+    }
+
+    /// What `read` makes of what is held of an account.
+    pub fn account<R>(&self, account: &AccountId, read: impl FnOnce(&Account) -> R) -> Option<R> {
+        self.engine.lock().account(account).map(read)
+    }
+
+    /// Every cluster with its size, the largest first.
+    #[must_use]
+    pub fn clusters(&self) -> Vec<(u64, usize)> {
+        self.engine.lock().clusters()
+    }
+
+    /// What `read` makes of each member of a cluster.
+    pub fn cluster_members<R>(&self, label: u64, read: impl FnMut(&Account) -> R) -> Vec<R> {
+        self.engine.lock().cluster_members(label).into_iter().map(read).collect()
+    }
+
+    /// Starts the background threads. They end with the process.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(self: &Arc<Self>, on_decision: OnDecision) -> std::io::Result<()> {
+        let on_decision = Arc::new(on_decision);
+        for number in 0..JUDGEMENT_THREADS {
+            let (judge, on_decision) = (self.clone(), on_decision.clone());
+            let thread = std::thread::Builder::new().name(format!("judge-{number}"));
+            thread.spawn(move || {
+                while let Some(work) = judge.next() {
+                    judge.work(work, &on_decision);
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    fn next(&self) -> Option<Work> {
+        // Held while it waits: the others wait for their turn, which comes to the same.
+        let work = self.work.lock().recv().ok();
+        self.metrics.judgements_queued.dec();
+        work
+    }
+
+    fn work(&self, work: Work, on_decision: &OnDecision) {
+        match work {
+            Work::Understand(mut pending) => {
+                pending.read(&self.facts);
+                let decision = self.engine.lock().understood(&pending);
+                if let Some(decision) = decision {
+                    on_decision(&decision);
+                }
+            }
+            Work::Answered { account, exchange, answered } => {
+                self.engine.lock().answered(&account, &exchange, &answered);
+            }
+        }
+    }
+
+    fn send(&self, work: Work) {
+        let detector = match &work {
+            Work::Understand(_) => "meaning",
+            Work::Answered { .. } => "answer",
+        };
+        self.metrics.judgements_queued.inc();
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
+            self.queue.try_send(work)
+        {
+            self.metrics.judgements_queued.dec();
+            self.metrics.judgements_shed.with_label_values(&[detector]).inc();
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use detectors::{
+        Answer, Conversation, Format, HttpCapture, HttpVersion, Network, Role, Text, Turn,
+    };
+
+    use super::*;
+
+    pub(crate) fn observation(account: &str, number: u64, prompt: &str) -> Observation {
+        Observation {
+            id: format!("r{number:016x}"),
+            at_ms: 1_800_000_000_000 + number * 1_000,
+            account: Some(AccountId::new(account)),
+            organisation: None,
+            ip: "192.0.2.1".parse().unwrap(),
+            network: Network::default(),
+            route: "main".into(),
+            tls: None,
+            http: HttpCapture {
+                version: HttpVersion::Http11,
+                method: "POST".to_owned(),
+                path: "/v1/chat/completions".to_owned(),
+                headers: vec![],
+                h2: None,
+            },
+            format: Format::OpenaiChat,
+            conversation: Conversation {
+                turns: vec![Turn {
+                    role: Role::User,
+                    text: Text::new(prompt),
+                    tool_calls: vec![],
+                    attachments: 0,
+                }],
+                ..Conversation::default()
+            },
+            answer: Answer::default(),
+        }
+    }
+
+    fn judge() -> Arc<Judge> {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let facts = Arc::new(Facts::builtin().unwrap());
+        Arc::new(Judge::new(Arc::default(), facts, [1; 16], metrics))
+    }
+
+    #[test]
+    fn a_request_is_judged_at_once_and_again_when_its_meaning_is_known() {
+        let judge = judge();
+        let decided = Arc::new(AtomicUsize::new(0));
+        let counted = decided.clone();
+        let count = move |_: &Decision| {
+            counted.fetch_add(1, Ordering::Relaxed);
+        };
+        judge.start(Box::new(count)).unwrap();
+        let patience = Duration::from_secs(1);
+        let first = judge.arrived(&observation("a", 1, "Why does bread rise?"), patience);
+        assert!(matches!(first, Judged::Decided(_)), "{first:?}");
+        let again = judge.arrived(&observation("a", 2, "Why does bread rise?"), patience);
+        assert!(matches!(again, Judged::Decided(_)), "{again:?}");
+        let begun = std::time::Instant::now();
+        while decided.load(Ordering::Relaxed) == 0 {
+            assert!(begun.elapsed() < Duration::from_secs(10), "nothing came from the background");
+            std::thread::yield_now();
+        }
+        let nobody = Observation { account: None, ..observation("", 3, "Hello") };
+        assert!(matches!(judge.arrived(&nobody, patience), Judged::AsBefore));
+    }
+
+    #[test]
+    fn an_engine_that_is_not_free_in_time_is_not_waited_for() {
+        let judge = judge();
+        let held = judge.engine.lock();
+        let late = judge.arrived(&observation("a", 1, "Hello"), Duration::from_millis(5));
+        assert!(matches!(late, Judged::Late));
+        assert_eq!(judge.metrics.judgements_late.get(), 1);
+        drop(held);
+    }
+
+    #[test]
+    fn a_full_queue_sheds_and_never_blocks() {
+        let judge = judge();
+        for number in 0..JUDGEMENT_QUEUE_MAX + 10 {
+            judge.answered(&AccountId::new("a"), &number.to_string(), Answered::default());
+        }
+        assert_eq!(judge.metrics.judgements_shed.with_label_values(&["answer"]).get(), 10);
+        let queued = judge.metrics.judgements_queued.get();
+        assert_eq!(usize::try_from(queued), Ok(JUDGEMENT_QUEUE_MAX));
+    }
+}
