@@ -48,3 +48,4 @@ pub mod snapshot;
 pub mod text;
 pub mod tier;
 pub mod ties;
+pub mod watermark;
