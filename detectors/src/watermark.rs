@@ -5,6 +5,7 @@
 //! rewording by another model removes the first two. [`marker`] puts them into a text as it
 //! streams by, within what [`guard`] allows; all keys come from one secret ([`keys`]).
 
+pub mod attribution;
 pub mod canary;
 pub mod guard;
 pub mod keys;
@@ -13,6 +14,7 @@ pub mod marker;
 mod words;
 pub mod zero_width;
 
+pub use attribution::{Candidate, Evidence, Report, Verdict};
 pub use canary::{CanarySearch, Kind, canary};
 pub use guard::{FenceTracker, Reason, may_mark};
 pub use keys::{MasterKey, epoch};

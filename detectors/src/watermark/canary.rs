@@ -56,8 +56,8 @@ impl Kind {
     /// What in a prompt makes the placeholder the caller's own; lower case.
     fn claims(self) -> &'static [&'static str] {
         match self {
-            Self::JohnDoe => &["john", "doe"],
-            Self::JaneDoe => &["jane", "doe"],
+            Self::JohnDoe => &["john", "mr. doe"],
+            Self::JaneDoe => &["jane", "ms. doe"],
             Self::JohnSmith => &["john", "smith"],
             Self::JaneSmith => &["jane", "smith"],
             Self::Number => &["12345", "1234"],
