@@ -118,6 +118,7 @@ fn observation(number: usize) -> Observation {
             h2: None,
         },
         format: Format::OpenaiChat,
+        foreign_marks: 0,
         conversation: Conversation {
             model: Some("sample-1".into()),
             turns: vec![Turn {

@@ -195,6 +195,7 @@ impl World {
             tls: Some(tls),
             http,
             format: Format::OpenaiChat,
+            foreign_marks: 0,
             conversation: Conversation {
                 model: Some(own.pick(&["one", "two", "three", "four"]).to_owned()),
                 system: Text::new(system),

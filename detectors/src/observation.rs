@@ -179,6 +179,8 @@ pub struct Observation {
     pub format: Format,
     /// What was asked.
     pub conversation: Conversation,
+    /// How many others' marks the prompt carries: what was served to them came back from here.
+    pub foreign_marks: u32,
     /// What was answered.
     pub answer: Answer,
 }

@@ -77,6 +77,8 @@ pub struct Seen {
     pub released_h: Option<f32>,
     /// Whether any model was released within the last 24 hours.
     pub any_release: bool,
+    /// How many others' marks the prompt carries.
+    pub foreign_marks: u32,
     /// What the prompt's text shows.
     pub text: TextSeen,
     /// What the client shows of itself.
@@ -358,6 +360,7 @@ impl Seen {
             resolver: None,
             released_h: None,
             any_release: false,
+            foreign_marks: observation.foreign_marks,
             text: TextSeen::default(),
             client: ClientSeen::default(),
         }

@@ -10,7 +10,7 @@ use crate::pivot::{Family, Pivot};
 use crate::sketch::Mark;
 
 /// Version of the form below. It changes with every change to what is remembered.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// What an engine remembers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -527,6 +527,7 @@ fn observation(most_ms: u64) -> impl Strategy<Value = Observation> {
                 tls: tls.map(Arc::new),
                 http,
                 format: Format::Unknown,
+                foreign_marks: 0,
                 conversation,
                 answer: Answer {
                     status,

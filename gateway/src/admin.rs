@@ -115,6 +115,7 @@ pub fn router(state: AdminState) -> Router {
             "/v1/clusters/{cluster}/takedown",
             get(clusters::show).post(clusters::take_down).delete(clusters::undo),
         )
+        .route("/v1/marks", get(clusters::marks))
         .route("/v1/policy", get(policy::show))
         .route("/v1/policy/reload", post(policy::reload))
         .route("/v1/policy/rollback", post(policy::roll_back))
@@ -289,6 +290,7 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
+    use crate::enforce::marks;
     use crate::exchanges::TextKey;
 
     const TOKEN: &str = "a-token-of-some-length";
@@ -310,8 +312,9 @@ mod tests {
         let asked = Arc::clone(&readiness);
         let facts = Arc::new(detectors::facts::Facts::builtin().unwrap());
         let judge = crate::judge::Judge::new(Arc::default(), facts, [1; 16], metrics.clone());
-        let enforcer =
-            Enforcer::new(Arc::default(), Arc::new(judge), [1; 16], Arc::clone(&metrics));
+        let marks = marks::Marks::new(marks::master_key(b"key").unwrap()).unwrap();
+        let (judge, metrics_too) = (Arc::new(judge), Arc::clone(&metrics));
+        let enforcer = Enforcer::new(Arc::default(), judge, [1; 16], marks, metrics_too);
         let enforcer = Arc::new(enforcer);
         enforcer.start().unwrap();
         let state = AdminState::new(
@@ -352,6 +355,7 @@ mod tests {
                 h2: None,
             },
             format: Format::AnthropicMessages,
+            foreign_marks: 0,
             conversation: Conversation {
                 turns: vec![Turn {
                     role: Role::User,
@@ -533,12 +537,12 @@ mod tests {
             ("", "JSON"),
             ("[]", "JSON"),
             ("{}", "tier"),
-            (r#"{"tier": "severe", "reason": "x"}"#, "none, low, medium, high, critical"),
+            (r#"{"tier": "severe", "reason": "x"}"#, "expected one of `none`, `low`"),
             (r#"{"tier": "low"}"#, "reason"),
             (r#"{"tier": "low", "reason": " "}"#, "reason"),
             (r#"{"tier": "low", "reason": "x", "ttl": 5}"#, "ttl_seconds"),
             (r#"{"tier": "low", "reason": "x", "ttl_seconds": 0}"#, "ttl_seconds"),
-            (r#"{"tier": "low", "reason": "x", "ttl_seconds": -1}"#, "ttl_seconds"),
+            (r#"{"tier": "low", "reason": "x", "ttl_seconds": -1}"#, "`-1`"),
         ] {
             let (status, _, body) =
                 send_json(endpoint.address, &format!("PUT {path}"), wrong).await;
@@ -555,7 +559,8 @@ mod tests {
         let mut asked = observation(7);
         asked.account = Some(detectors::AccountId::new("acct-2"));
         asked.conversation.turns[0].text = Text::new(format!("{SECRET}: solve it step by step"));
-        let leave = endpoint.enforcer.admit(&asked).unwrap_or_else(|_| panic!("nobody is refused"));
+        let leave =
+            endpoint.enforcer.admit(&mut asked).unwrap_or_else(|_| panic!("nobody is refused"));
         endpoint.enforcer.ended(Some(leave), &asked);
         let (status, _, body) = get(endpoint.address, "/v1/accounts/acct-2").await;
         assert_eq!(status, 200);

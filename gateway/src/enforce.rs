@@ -5,6 +5,7 @@
 //! answer streams. What takes longer (evidence for the review queue, takedowns) runs on a thread of
 //! its own.
 
+pub mod marks;
 pub mod review;
 pub mod standing;
 pub mod takedown;
@@ -12,7 +13,7 @@ pub mod throttle;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use detectors::detector::Pace;
@@ -21,14 +22,17 @@ use detectors::finding::Finding;
 use detectors::policy::{Action, Actions, Asked, Policy, WhenLate};
 use detectors::seen::Answered;
 use detectors::tier::Tier;
+use detectors::watermark::Candidate;
 use detectors::{
-    AccountId, Answer, Enforcement, EnforcementAction, Event, Observation, OrganisationId, Profile,
+    AccountId, Answer, Conversation, Enforcement, EnforcementAction, Event, Observation,
+    OrganisationId, Profile,
 };
 use moka::sync::Cache;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tracing::{info, warn};
 
+use self::marks::{Fences, Marks};
 use self::review::{Entry, Queue, Reason};
 use self::standing::{Override, Standing, Suspension};
 use self::takedown::{Bundle, Log, Member, Status, Takedown};
@@ -39,6 +43,10 @@ use crate::metrics::Metrics;
 use crate::policy::{PolicyStore, Version, unix_ms};
 use crate::wire::{Changes, Reasoning, Refusal, RefusalKind};
 
+/// Pause after which canaries served since are looked for in prompts.
+const SEARCH_REFRESH: Duration = Duration::from_millis(500);
+/// Accounts whose marks came back that are shown with it.
+const OWNERS_SHOWN: usize = 20;
 /// Ties shown of an account.
 const TIES_SHOWN: usize = 20;
 
@@ -54,9 +62,18 @@ pub struct Enforcer {
     /// What must not be forgotten with a standing that is let go.
     kept: Mutex<HashMap<AccountId, Kept>>,
     takedowns: Log,
-    afterwards: SyncSender<Decision>,
-    to_do: Mutex<Option<Receiver<Decision>>>,
+    marks: Marks,
+    afterwards: SyncSender<FollowUp>,
+    to_do: Mutex<Option<Receiver<FollowUp>>>,
     metrics: Arc<Metrics>,
+}
+
+/// What is done on a thread of its own.
+enum FollowUp {
+    /// An account's tier has risen.
+    Rise(Decision),
+    /// An account handed in what was served to others.
+    Mark { account: AccountId, owners: Vec<AccountId> },
 }
 
 #[derive(Clone, Debug, Default)]
@@ -119,6 +136,7 @@ pub struct Leave {
     route: Arc<str>,
     model: Option<String>,
     organisation: Option<OrganisationId>,
+    follows_text: bool,
     admission: Option<Admission>,
     treatment: Treatment,
 }
@@ -133,9 +151,16 @@ impl Leave {
             route: "".into(),
             model: None,
             organisation: None,
+            follows_text: false,
             admission: None,
             treatment: Treatment::default(),
         }
+    }
+
+    /// Whether the text of its answer is followed, so that it can be marked from its middle on.
+    #[must_use]
+    pub fn follows_text(&self) -> bool {
+        self.follows_text
     }
 
     /// How the answer is treated.
@@ -149,13 +174,6 @@ impl Leave {
     #[must_use]
     pub fn is_stale(&self) -> bool {
         self.standing.as_ref().is_some_and(|standing| standing.generation() != self.generation)
-    }
-
-    /// Account and cluster, for marks.
-    #[must_use]
-    pub fn subject(&self) -> Option<(&AccountId, Option<u64>)> {
-        let standing = self.standing.as_ref()?;
-        Some((&standing.account, standing.read(|state| state.cluster)))
     }
 }
 
@@ -214,6 +232,7 @@ impl Enforcer {
         policies: Arc<PolicyStore>,
         judge: Arc<Judge>,
         key: detectors::keyed::Key,
+        marks: Marks,
         metrics: Arc<Metrics>,
     ) -> Self {
         let (afterwards, to_do) = sync_channel(ENFORCE_QUEUE_MAX);
@@ -225,6 +244,7 @@ impl Enforcer {
             standings: Cache::new(STANDINGS_MAX),
             kept: Mutex::default(),
             takedowns: Log::default(),
+            marks,
             afterwards,
             to_do: Mutex::new(Some(to_do)),
             metrics,
@@ -241,8 +261,13 @@ impl Enforcer {
         self.judge.start(Box::new(move |decision| enforcer.decided(decision)))?;
         let enforcer = self.clone();
         std::thread::Builder::new().name("enforce".to_owned()).spawn(move || {
-            while let Ok(decision) = to_do.recv() {
-                enforcer.follow_up(&decision);
+            loop {
+                match to_do.recv_timeout(SEARCH_REFRESH) {
+                    Ok(FollowUp::Rise(decision)) => enforcer.follow_up(&decision),
+                    Ok(FollowUp::Mark { account, owners }) => enforcer.returned(&account, owners),
+                    Err(RecvTimeoutError::Timeout) => enforcer.marks.refresh_search(),
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
             }
         })?;
         Ok(())
@@ -253,12 +278,13 @@ impl Enforcer {
     ///
     /// # Errors
     /// Why it is not served.
-    pub fn admit(&self, observation: &Observation) -> Result<Leave, Denied> {
+    pub fn admit(&self, observation: &mut Observation) -> Result<Leave, Denied> {
         let version = self.policies.in_force();
         let begun = Instant::now();
         let standing = observation.account.as_ref().map(|account| self.standing(account));
         if let Some(standing) = &standing {
             self.profile(standing, observation);
+            self.recognise(standing, observation);
             let patience = Duration::from_millis(version.policy.enforcement.inline_ms_max);
             match self.judge.arrived(observation, patience) {
                 Judged::Decided(decision) => self.decided(&decision),
@@ -284,6 +310,7 @@ impl Enforcer {
             route: observation.route.clone(),
             model: observation.conversation.model.clone(),
             organisation: observation.organisation.clone(),
+            follows_text: false,
             admission: None,
             treatment: Treatment::default(),
         };
@@ -344,6 +371,7 @@ impl Enforcer {
             }
         }
         leave.treatment = self.treatment(leave, &how, version, now_ms, None);
+        leave.follows_text = how.tier > Tier::None && !leave.treatment.watermark;
         Ok(())
     }
 
@@ -371,8 +399,14 @@ impl Enforcer {
     }
 
     /// What is changed in an answer that is treated so; `None` where its text stays as it is.
+    /// `fences` is what its texts showed so far, where that begins in its middle.
     #[must_use]
-    pub fn changes(&self, leave: &Leave) -> Option<Changes> {
+    pub fn changes(
+        &self,
+        leave: &Leave,
+        conversation: &Conversation,
+        fences: Option<Fences>,
+    ) -> Option<Changes> {
         let treatment = &leave.treatment;
         let reasoning = match &treatment.withhold_reasoning {
             None => Reasoning::Keep,
@@ -381,7 +415,67 @@ impl Enforcer {
                 Reasoning::Withhold { notice }
             }
         };
-        Some(Changes { mark: None, reasoning })
+        let version = self.policies.in_force();
+        let layers =
+            marks::layers(treatment.watermark, treatment.canary, &version.policy.watermark);
+        let mark = leave.standing.as_ref().zip(layers).and_then(|(standing, layers)| {
+            let cluster = standing.read(|state| state.cluster);
+            let (account, now_ms) = (&standing.account, unix_ms());
+            self.marks.marker(account, cluster, layers, conversation, fences, now_ms)
+        });
+        (mark.is_some() || reasoning != Reasoning::Keep).then_some(Changes { mark, reasoning })
+    }
+
+    /// Everybody who was served marked answers.
+    #[must_use]
+    pub fn marked(&self) -> Vec<Candidate> {
+        self.marks.candidates()
+    }
+
+    /// Looks for what was served to others in a prompt.
+    fn recognise(&self, standing: &Standing, observation: &mut Observation) {
+        let returned = self.marks.returned(&observation.conversation);
+        let own = standing.read(|state| state.cluster);
+        // Whoever shares a cluster or an organisation may well pass answers on.
+        let foreign = |owner: &&AccountId| {
+            **owner != standing.account
+                && self.standing(owner).read(|state| {
+                    let cluster = own.is_some() && state.cluster == own;
+                    let organisation = state.organisation.is_some()
+                        && state.organisation == observation.organisation;
+                    !(cluster || organisation)
+                })
+        };
+        let mut owners: Vec<AccountId> = Vec::new();
+        for (layer, found) in [("zero_width", &returned.zero_width), ("canary", &returned.canary)] {
+            let found: Vec<&AccountId> = found.iter().filter(foreign).collect();
+            if !found.is_empty() {
+                self.metrics.marks_recognised.with_label_values(&[layer]).inc();
+            }
+            owners.extend(found.into_iter().cloned());
+        }
+        owners.sort_unstable();
+        owners.dedup();
+        observation.foreign_marks = u32::try_from(owners.len()).unwrap_or(u32::MAX);
+        if owners.is_empty() {
+            return;
+        }
+        owners.truncate(OWNERS_SHOWN);
+        let account = standing.account.clone();
+        if self.afterwards.try_send(FollowUp::Mark { account, owners }).is_err() {
+            self.metrics.reviews_dropped.inc();
+        }
+    }
+
+    /// An account handed in what was served to others.
+    fn returned(&self, account: &AccountId, owners: Vec<AccountId>) {
+        warn!(
+            target: "stillgate::marks",
+            account = account.as_str(),
+            owners = owners.iter().map(AccountId::as_str).collect::<Vec<_>>().join(" "),
+            "a prompt carries what was served to others"
+        );
+        self.put_up_for_review(account, Reason::Mark, owners, &self.policies.in_force());
     }
 
     /// What the policy says of an account as it stands.
@@ -486,7 +580,7 @@ impl Enforcer {
                 "tier"
             );
         }
-        if rose && self.afterwards.try_send(decision.clone()).is_err() {
+        if rose && self.afterwards.try_send(FollowUp::Rise(decision.clone())).is_err() {
             self.metrics.reviews_dropped.inc();
         }
     }
@@ -507,7 +601,7 @@ impl Enforcer {
             let shadow = version.policy.in_shadow(actions, Action::Review);
             self.count(Some(&standing), Action::Review, shadow, decision.at_ms, &version);
             if !shadow {
-                self.put_up_for_review(account, Reason::Tier, &version);
+                self.put_up_for_review(account, Reason::Tier, Vec::new(), &version);
             }
         }
         let Some(label) = decision.cluster.filter(|_| actions.takedown) else { return };
@@ -531,7 +625,7 @@ impl Enforcer {
         };
         if status == Status::Waiting {
             warn!(cluster = hex_label(label), members, "a takedown waits for an operator's word");
-            self.put_up_for_review(account, Reason::TakedownWaits, &version);
+            self.put_up_for_review(account, Reason::TakedownWaits, Vec::new(), &version);
         }
         let takedown = self.plan(label, account, &version, status, "policy", "");
         self.takedowns.put(takedown);
@@ -557,7 +651,8 @@ impl Enforcer {
         let selection = takedown::select(members, own, rails, overridden);
         let indicators =
             |account: &AccountId| self.standing(account).read(|state| state.indicators.clone());
-        let bundle = Bundle::of(&selection.suspended, indicators, |_| Vec::new());
+        let bundle =
+            Bundle::of(&selection.suspended, indicators, |account| self.marks.tokens(account));
         Takedown {
             cluster: hex_label(label),
             status,
@@ -792,7 +887,13 @@ impl Enforcer {
         }));
     }
 
-    fn put_up_for_review(&self, account: &AccountId, reason: Reason, version: &Version) {
+    fn put_up_for_review(
+        &self,
+        account: &AccountId,
+        reason: Reason,
+        marks_of: Vec<AccountId>,
+        version: &Version,
+    ) {
         let now_ms = unix_ms();
         let Some((decision, mut ties)) = self.judge.explain(account, now_ms) else { return };
         ties.truncate(TIES_SHOWN);
@@ -811,6 +912,7 @@ impl Enforcer {
             policy: version.version.clone(),
             findings,
             ties,
+            marks_of,
         });
         if dropped {
             self.metrics.reviews_dropped.inc();

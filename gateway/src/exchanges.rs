@@ -563,6 +563,7 @@ mod tests {
                 }),
             },
             format,
+            foreign_marks: 0,
             conversation: Conversation {
                 model: Some("m-1".to_owned()),
                 system: Text::new(format!("system {SECRET}")),

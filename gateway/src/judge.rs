@@ -201,6 +201,7 @@ pub(crate) mod tests {
                 h2: None,
             },
             format: Format::OpenaiChat,
+            foreign_marks: 0,
             conversation: Conversation {
                 turns: vec![Turn {
                     role: Role::User,

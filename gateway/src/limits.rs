@@ -325,6 +325,14 @@ pub const TAKEDOWNS_MAX: usize = 1_000;
 /// Accounts that were served marked answers and can be attributed.
 pub const MARKED_MAX: usize = 500_000;
 
+// enforce/marks.rs
+/// Subjects and weeks whose canaries are looked for in prompts.
+pub const CANARY_SUBJECTS_MAX: usize = 20_000;
+
+// proxy/relay.rs
+/// Choices of an answer whose text is followed so that it can be marked from its middle on.
+pub const CHOICES_FOLLOWED_MAX: usize = 16;
+
 // enforce/throttle.rs
 /// Cells of limits at once.
 pub const THROTTLE_CELLS_MAX: u64 = 1_000_000;

@@ -390,6 +390,8 @@ mod tests {
         metrics.upstream_attempts.with_label_values(&["model", "ok"]).inc();
         metrics.upstream_members_healthy.with_label_values(&["model"]).set(2);
         metrics.retries.with_label_values(&["model"]).inc();
+        metrics.throttled.with_label_values(&["account", "taken"]).inc();
+        metrics.judgement_duration.with_label_values::<&str>(&[]).observe(0.000_03);
         metrics
     }
 
@@ -398,7 +400,7 @@ mod tests {
         let text = used().render();
         let families: Vec<(&str, &str)> =
             text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
-        assert_eq!(families.len(), 26 + 1 + 3, "{families:?}");
+        assert_eq!(families.len(), 37 + 1 + 3, "{families:?}");
         for (name, kind) in families {
             assert!(name.starts_with("stillgate_") || name.starts_with("process_"), "{name}");
             assert_eq!(name.ends_with("_total"), kind == "counter", "{name} is a {kind}");

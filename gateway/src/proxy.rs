@@ -219,8 +219,8 @@ impl ConnectionApp {
     }
 
     /// Judges the request, and lets it through or not.
-    fn admit(&self, received: &Received) -> Result<Leave, Refusal> {
-        self.gateway.enforcer.admit(&received.observation).map_err(|denied| {
+    fn admit(&self, received: &mut Received) -> Result<Leave, Refusal> {
+        self.gateway.enforcer.admit(&mut received.observation).map_err(|denied| {
             self.gateway.refused(denied.reason);
             denied.refusal(&received.request_id)
         })
@@ -367,6 +367,7 @@ impl ConnectionApp {
             limits: &self.gateway.config.limits,
             format: received.format(),
             enforcer: &self.gateway.enforcer,
+            conversation: &received.observation.conversation,
             request_id: &received.request_id,
             connection: &self.connection,
             websocket: received.websocket,
@@ -413,6 +414,7 @@ impl ConnectionApp {
                 tls: self.tls_of(session),
                 http,
                 format,
+                foreign_marks: 0,
                 conversation: Conversation::default(),
                 answer: Answer::default(),
             },

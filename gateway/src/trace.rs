@@ -326,6 +326,7 @@ impl TraceReader {
             tls: line.tls.map(|raw| known.tls(raw)).transpose()?,
             http,
             format,
+            foreign_marks: 0,
             conversation,
             answer,
         })))

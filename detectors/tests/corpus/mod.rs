@@ -229,6 +229,7 @@ impl World {
             tls: Some(tls),
             http,
             format: from.format,
+            foreign_marks: 0,
             conversation: if opaque { Conversation::default() } else { conversation },
             answer: Answer {
                 status: ask.status.unwrap_or(200),

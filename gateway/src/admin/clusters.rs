@@ -1,8 +1,8 @@
-//! Clusters, and taking them down.
+//! Clusters, taking them down, and who was served marked answers.
 
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
@@ -58,4 +58,13 @@ pub(super) async fn undo(State(state): State<AdminState>, Path(cluster): Path<St
         Ok(takedown) => axum::Json(takedown).into_response(),
         Err(message) => error(StatusCode::NOT_FOUND, &message),
     }
+}
+
+/// One candidate a line, as `stillgate verify --candidates` takes them.
+pub(super) async fn marks(State(state): State<AdminState>) -> Response {
+    let lines = state.enforcer.marked().into_iter();
+    let lines: String = lines
+        .filter_map(|candidate| Some(serde_json::to_string(&candidate).ok()? + "\n"))
+        .collect();
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], lines).into_response()
 }

@@ -26,6 +26,7 @@ use crate::account::jwks::KeySource;
 use crate::admin::{AdminApp, AdminState};
 use crate::config::{Config, Log, file};
 use crate::enforce::Enforcer;
+use crate::enforce::marks::{self, Marks};
 use crate::exchanges::{ExchangeLog, Recorder, TextKey};
 use crate::gateway::Gateway;
 use crate::judge::Judge;
@@ -165,7 +166,8 @@ fn enforcer(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<Enforcer>, St
     let key = engine_key(&config.identity.key);
     let policy = config.policies.in_force().policy.clone();
     let judge = Arc::new(Judge::new(policy, facts, key, metrics.clone()));
-    let enforcer = Enforcer::new(config.policies.clone(), judge, key, metrics.clone());
+    let marks = Marks::new(marks::master_key(&config.identity.key)?)?;
+    let enforcer = Enforcer::new(config.policies.clone(), judge, key, marks, metrics.clone());
     let enforcer = Arc::new(enforcer);
     enforcer.start().map_err(|error| format!("cannot start a thread: {error}"))?;
     Ok(enforcer)

@@ -20,7 +20,7 @@ pub enum Reason {
     Tier,
     /// The takedown of its cluster waits for an operator's word.
     TakedownWaits,
-    /// Somebody else handed in what was served to it, or it what was served to somebody else.
+    /// It handed in what was served to somebody else.
     Mark,
 }
 
@@ -49,6 +49,8 @@ pub struct Entry {
     pub findings: Vec<Contribution>,
     /// The strongest ties.
     pub ties: Vec<TieReport>,
+    /// Accounts to whom was served what it handed in.
+    pub marks_of: Vec<AccountId>,
 }
 
 /// The queue: one entry an account, the oldest first.
@@ -67,6 +69,9 @@ impl Queue {
             entry.since_ms = held.since_ms;
             if held.reason == Reason::TakedownWaits {
                 entry.reason = held.reason;
+            }
+            if entry.marks_of.is_empty() {
+                entry.marks_of = std::mem::take(&mut held.marks_of);
             }
             *held = entry;
             return false;
@@ -126,6 +131,7 @@ mod tests {
             policy: "p".into(),
             findings: Vec::new(),
             ties: Vec::new(),
+            marks_of: Vec::new(),
         }
     }
 

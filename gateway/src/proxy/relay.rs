@@ -6,7 +6,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use detectors::{Answer, Format};
+use detectors::{Answer, Conversation, Format};
 use h2::SendStream;
 use http::{HeaderMap, Method, StatusCode, Version, header};
 use pingora_core::protocols::http::ServerSession;
@@ -20,10 +20,11 @@ use super::upstream_side::{Event, UpstreamSide};
 use crate::capture::client_io::WriteMode;
 use crate::config::Upstream;
 use crate::connection::Connection;
+use crate::enforce::marks::Fences;
 use crate::enforce::{Denied, Enforcer, Leave};
-use crate::limits::Limits;
+use crate::limits::{CHOICES_FOLLOWED_MAX, Limits};
 use crate::metrics::Metrics;
-use crate::wire::{AnswerReader, stream_error};
+use crate::wire::{AnswerReader, Piece, stream_error};
 
 /// Longest silence of an upstream on an upgraded connection.
 const UPGRADED_IDLE_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
@@ -57,6 +58,8 @@ pub struct Plan<'a> {
     pub format: Format,
     /// Says how the answer is treated, anew when its account's standing changes.
     pub enforcer: &'a Enforcer,
+    /// What was asked.
+    pub conversation: &'a Conversation,
     /// Name of the exchange, told to the client unless the upstream names it.
     pub request_id: &'a str,
     /// The client's connection.
@@ -101,6 +104,7 @@ pub async fn run(
     leave: &mut Leave,
 ) -> Ended {
     let mut relay = Relay {
+        fences: leave.follows_text().then(Fences::new),
         leave,
         shape: None,
         format: plan.format,
@@ -137,6 +141,8 @@ pub async fn run(
 struct Relay<'l> {
     /// The leave to serve it, which says how the answer is treated.
     leave: &'l mut Leave,
+    /// What the answer's texts showed so far, where it may yet be marked.
+    fences: Option<Fences>,
     /// Present while the answer is rewritten or paced.
     shape: Option<Box<Shape>>,
     /// Format of the answer as far as it is read: `Unknown` where it came encoded.
@@ -470,7 +476,7 @@ impl Relay<'_> {
         self.note_head(plan, &head, upgrade);
         let has_body = !(end && self.gathered.is_empty());
         if has_body && !without_body {
-            self.shape = self.shaped(plan, None).map(Box::new);
+            self.shape = self.shaped(plan, false).map(Box::new);
         }
         let shaped = self.shape.is_some();
         if self.shape.as_ref().is_some_and(|shape| shape.changes_length()) {
@@ -536,7 +542,7 @@ impl Relay<'_> {
     }
 
     /// What shapes the answer, from its beginning or (`resumed`) from here on.
-    fn shaped(&self, plan: &Plan<'_>, resumed: Option<()>) -> Option<Shape> {
+    fn shaped(&mut self, plan: &Plan<'_>, resumed: bool) -> Option<Shape> {
         let treatment = self.leave.treatment();
         if treatment.is_nothing() {
             return None;
@@ -546,11 +552,13 @@ impl Relay<'_> {
             status: self.status,
             content_type: self.content_type.as_deref(),
         };
-        let changes = plan.enforcer.changes(self.leave);
+        let fences = resumed.then(|| self.fences.take().unwrap_or_default());
+        let changes = plan.enforcer.changes(self.leave, plan.conversation, fences);
         let paced = &plan.metrics.streams_paced;
-        match resumed {
-            None => Shape::new(kind, changes, treatment.pace, paced, Instant::now()),
-            Some(()) => Shape::resume(kind, changes, treatment.pace, paced),
+        if resumed {
+            Shape::resume(kind, changes, treatment.pace, paced)
+        } else {
+            Shape::new(kind, changes, treatment.pace, paced, Instant::now())
         }
     }
 
@@ -598,11 +606,14 @@ impl Relay<'_> {
     }
 
     fn count(&mut self, bytes: &[u8]) {
-        if let Some(reader) = &mut self.reader
-            && !bytes.is_empty()
-        {
-            reader.count(bytes);
-        }
+        let Some(reader) = self.reader.as_mut().filter(|_| !bytes.is_empty()) else { return };
+        let Some(fences) = &mut self.fences else { return reader.count(bytes) };
+        reader.feed(bytes, &mut |delta| {
+            let room = fences.len() < CHOICES_FOLLOWED_MAX || fences.contains_key(&delta.choice);
+            if let (Piece::Text(text), true) = (delta.piece, room) {
+                fences.entry(delta.choice).or_default().push(text);
+            }
+        });
     }
 
     /// Passes on what a shaped answer has ready.
@@ -660,7 +671,7 @@ impl Relay<'_> {
         match &mut self.shape {
             Some(shape) => shape.set_pace(treatment.pace),
             None if !self.length_told => {
-                self.shape = self.shaped(plan, Some(())).map(Box::new);
+                self.shape = self.shaped(plan, true).map(Box::new);
             }
             None => {}
         }
