@@ -38,7 +38,8 @@ pub use answer::{AnswerReader, Delta, Piece};
 pub use refusal::{Refusal, RefusalKind, Rendered, stream_error};
 pub use request::{Unreadable, read_request};
 pub use rewrite::{
-    Changes, Counts, Edit, EventMeter, MarkerFor, Reasoning, Released, Rewriter, TextId, TextMarker,
+    Changes, Edit, EventMeter, MarkerFor, Reasoning, Released, RewriteCounts, Rewriter, TextId,
+    TextMarker,
 };
 
 /// The format of a request. `path` may carry a query.

@@ -115,7 +115,7 @@ pub struct Released {
 
 /// What did not go as it should.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct RewriteCounts {
     /// Events and bodies that went out as they came because they could not be read.
     pub unread: u64,
     /// Copies of a text, and offsets into one, that did not fit the text and were left alone.
@@ -172,7 +172,8 @@ impl Rewriter {
     }
 
     /// A rewriter that begins in the middle of a stream, where an event has just ended. Texts that
-    /// have begun before are marked from here on, and their copies from the same place on.
+    /// have begun before are marked from their next word on, and their copies from the same place
+    /// on. A marker then knows nothing of what stands before (it may be inside a block of code).
     #[must_use]
     pub fn resume(
         format: Format,
@@ -233,7 +234,7 @@ impl Rewriter {
 
     /// What did not go as it should, so far.
     #[must_use]
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> RewriteCounts {
         self.desk.counts()
     }
 
@@ -310,6 +311,20 @@ impl Rewriter {
         let Self { desk, counter, released, .. } = self;
         desk.end_all();
         desk.drain(&mut outlet(out, from, counter, released));
+    }
+
+    /// The caller ends the answer here, in order to add an event of its own: puts out what waits,
+    /// and drops an event that has not ended. Nothing comes after.
+    ///
+    /// Returns whether what went out ends between two events; it does not where an event was too
+    /// long to be held, or the body is no stream that could be read. Of a body that is held whole
+    /// nothing goes out.
+    #[must_use]
+    pub fn break_off(&mut self, out: &mut BytesMut) -> bool {
+        let between = !self.skipping && !matches!(self.body, Body::Untouched);
+        self.open = Vec::new();
+        self.finish(out);
+        between
     }
 
     fn feed(&mut self, mut bytes: &[u8], from: usize, out: &mut BytesMut) {

@@ -12,8 +12,8 @@ use serde_json::Value;
 
 use super::framing::sse::{Boundaries, parse_event};
 use super::{
-    AnswerReader, Changes, Edit, EventMeter, Piece, Reasoning, Released, Rewriter, TextId,
-    TextMarker,
+    AnswerReader, Changes, Edit, EventMeter, Piece, Reasoning, Released, RewriteCounts, Rewriter,
+    TextId, TextMarker,
 };
 
 const SSE: &str = "text/event-stream";
@@ -100,7 +100,7 @@ fn withheld(notice: Option<&str>) -> Changes {
 }
 
 /// What comes out, and what did not go as it should.
-fn run(mut rewriter: Rewriter, pieces: &[&[u8]]) -> (String, super::Counts) {
+fn run(mut rewriter: Rewriter, pieces: &[&[u8]]) -> (String, RewriteCounts) {
     let mut out = BytesMut::new();
     for piece in pieces {
         rewriter.push(piece, &mut out);
@@ -115,7 +115,7 @@ fn rewriter(stream: &Stream, changes: Changes) -> Rewriter {
 }
 
 /// The output, which must be the same wherever the input is cut.
-fn run_every_way(stream: &Stream, changes: &dyn Fn() -> Changes) -> (String, super::Counts) {
+fn run_every_way(stream: &Stream, changes: &dyn Fn() -> Changes) -> (String, RewriteCounts) {
     let body = stream.body.as_bytes();
     let whole = run(rewriter(stream, changes()), &[body]);
     let step = if body.len() > 4_000 { body.len() / 200 + 1 } else { 1 };
@@ -398,7 +398,7 @@ fn what_nobody_changes_stays_byte_for_byte() {
     for stream in streams() {
         let (out, counts) = run_every_way(&stream, &identity);
         assert_eq!(out, stream.body, "{}", stream.name);
-        assert_eq!(counts, super::Counts::default(), "{}", stream.name);
+        assert_eq!(counts, RewriteCounts::default(), "{}", stream.name);
         let none = || Changes { mark: Some(Box::new(|_| None)), reasoning: Reasoning::Keep };
         assert_eq!(run_every_way(&stream, &none).0, stream.body, "{}", stream.name);
     }
@@ -410,7 +410,7 @@ fn marked_streams_say_the_same_without_their_marks() {
     for stream in streams() {
         let (out, counts) = run_every_way(&stream, &marks);
         let (before, mut after) = (said(&stream, &stream.body), said(&stream, &out));
-        assert_eq!(counts, super::Counts::default(), "{}", stream.name);
+        assert_eq!(counts, RewriteCounts::default(), "{}", stream.name);
         let text = after.text.values().next().map_or("", String::as_str);
         marked += u32::from(text.contains('\u{200b}'));
         println!("{}: {} -> {} bytes", stream.name, stream.body.len(), out.len());
@@ -483,7 +483,7 @@ fn withheld_reasoning_is_nowhere() {
             let (out, counts) = run_every_way(&stream, &|| withheld(notice));
             let (before, after) = (said(&stream, &stream.body), said(&stream, &out));
             shown += u32::from(!before.reasoning.is_empty());
-            assert_eq!(counts, super::Counts::default(), "{}", stream.name);
+            assert_eq!(counts, RewriteCounts::default(), "{}", stream.name);
             match notice {
                 None => assert_eq!(after.reasoning, "", "{}", stream.name),
                 Some(notice) => {
@@ -597,6 +597,41 @@ fn events_that_wait_go_out_in_order_and_in_time() {
     let (out, released, holds) = step(&call, false);
     assert_eq!((out, holds), (body(r#""content":" sat""#) + &call, false));
     assert_eq!(released[1].1, 2);
+}
+
+#[test]
+fn an_answer_can_be_broken_off_between_events() {
+    for stream in streams() {
+        for at in [0, stream.body.len() / 2, stream.body.len() - 3] {
+            let at = stream.body.floor_char_boundary(at);
+            let mut rewriter = rewriter(&stream, identity());
+            let mut out = BytesMut::new();
+            rewriter.push(&stream.body.as_bytes()[..at], &mut out);
+            let whole = rewriter.holds_whole();
+            assert!(rewriter.break_off(&mut out));
+            assert!(whole && out.is_empty() || stream.body.as_bytes().starts_with(&out));
+            assert!(whole || ends(&stream).contains(&out.len()) || out.is_empty());
+            rewriter.finish(&mut out);
+            assert!(whole || ends(&stream).contains(&out.len()) || out.is_empty());
+        }
+    }
+    // What waits goes out; what is too long has begun to go out and cannot be taken back.
+    let chat = stream("", Format::OpenaiChat, SSE, String::new());
+    let mut rewriter = rewriter(&chat, marks());
+    let mut out = BytesMut::new();
+    let held = events(&[r#"{"choices":[{"delta":{"content":"the"}}]}"#]);
+    rewriter.push(format!("{held}data: half").as_bytes(), &mut out);
+    assert!(rewriter.break_off(&mut out) && out == held);
+    let long = vec![b'x'; crate::limits::EVENT_BYTES_MAX + 1];
+    let mut rewriter = Rewriter::new(Format::OpenaiChat, 200, Some(SSE), marks()).unwrap();
+    rewriter.push(&long, &mut out);
+    assert!(!rewriter.break_off(&mut out));
+}
+
+#[test]
+fn a_rewriter_can_move_between_threads() {
+    fn check<T: Send>(_: Option<T>) {}
+    check(Rewriter::new(Format::OpenaiChat, 200, Some(SSE), marks()));
 }
 
 #[test]
@@ -721,6 +756,36 @@ fn what_must_not_be_touched_is_not() {
 }
 
 #[test]
+fn a_signed_part_stays_and_the_text_is_marked_behind_it() {
+    let part = |rest: &str| format!(r#"{{"candidates":[{{"content":{{"parts":[{{{rest}}}]}}}}]}}"#);
+    let list = [
+        part(r#""text":"a b c d e","thoughtSignature":"c2ln""#),
+        part(r#""text":"nd the f g h i the""#),
+        part(r#""text":" quick j k l""#),
+        r#"{"candidates":[{"groundingMetadata":{"groundingSupports":[{"segment":{"startIndex":24,"endIndex":33,"text":"the quick"}}]}}]}"#.to_owned(),
+    ];
+    let list: Vec<&str> = list.iter().map(String::as_str).collect();
+    let signed = stream("signed", Format::GeminiGenerate, SSE, events(&list));
+    let (out, counts) = run_every_way(&signed, &marks);
+    assert_eq!(counts, RewriteCounts::default());
+    assert!(out.starts_with(&events(&[list[0]])), "{out}");
+    let text = said(&signed, &out).text.remove(&0).unwrap();
+    assert!(text.starts_with("a b c d end") && text.contains(THE));
+    assert_eq!(unmarked(&text), "a b c d end the f g h i the quick j k l");
+    let last = values(&signed, &out).pop().unwrap();
+    let segment = &last["candidates"][0]["groundingMetadata"]["groundingSupports"][0]["segment"];
+    let at = |key: &str| segment[key].as_u64().unwrap() as usize;
+    assert_eq!(&text[at("startIndex")..at("endIndex")], segment["text"].as_str().unwrap());
+    assert_eq!(unmarked(segment["text"].as_str().unwrap()), "the quick");
+    // Behind an open fence nobody knows what is code.
+    let list =
+        [part(r#""text":"a ``` b","thoughtSignature":"c2ln""#), part(r#""text":" the b c d e f""#)];
+    let list: Vec<&str> = list.iter().map(String::as_str).collect();
+    let fence = stream("fence", Format::GeminiGenerate, SSE, events(&list));
+    assert_eq!(run_every_way(&fence, &marks).0, fence.body);
+}
+
+#[test]
 fn what_cannot_be_rewritten_gets_no_rewriter() {
     let cases = [
         (Format::OpenaiChat, 200, Some("text/event-stream; charset=utf-8"), true),
@@ -789,7 +854,7 @@ fn offsets_into_a_text_stay_true() {
     let whole = stream("cited, whole", Format::OpenaiResponses, JSON, full);
     for stream in [streamed, whole] {
         let (out, counts) = run_every_way(&stream, &marks);
-        assert_eq!(counts, super::Counts::default());
+        assert_eq!(counts, RewriteCounts::default());
         let text = said(&stream, &out).text.remove(&0).unwrap();
         assert_ne!(text, SENTENCE);
         let mut found = 0;
@@ -866,7 +931,7 @@ fn a_stream_can_be_taken_up_between_any_two_events() {
                 Rewriter::resume(stream.format, 200, Some(stream.content_type), marks()).unwrap();
             let (out, counts) = run(resumed, &[tail.as_bytes()]);
             let name = format!("{} from {end}", stream.name);
-            assert_eq!(counts, super::Counts::default(), "{name}");
+            assert_eq!(counts, RewriteCounts::default(), "{name}");
             let out = format!("{head}{out}");
             let mut after = said(&stream, &out);
             for text in after.text.values_mut() {
@@ -878,6 +943,29 @@ fn a_stream_can_be_taken_up_between_any_two_events() {
             }
         }
     }
+}
+
+#[test]
+fn probabilities_that_begin_later_end_the_marks_and_copies_agree() {
+    let delta = |text: &str, logprobs: &str| {
+        format!(
+            r#"{{"type":"response.output_text.delta","delta":"{text}","logprobs":[{logprobs}]}}"#
+        )
+    };
+    let many = vec!["{}"; crate::limits::JSON_ITEMS_MAX + 1].join(",");
+    let body = events(&[
+        &delta("the big the ", ""),
+        &delta("the end", &many),
+        &delta(" of it", ""),
+        r#"{"type":"response.output_text.done","text":"the big the the end of it"}"#,
+    ]);
+    let stream = stream("", Format::OpenaiResponses, SSE, body);
+    let (out, counts) = run_every_way(&stream, &marks);
+    assert_eq!(counts, RewriteCounts::default());
+    let values = values(&stream, &out);
+    copies_agree("later", &values);
+    assert_eq!(values[1]["delta"], "the end");
+    assert!(values[3]["text"].as_str().unwrap().starts_with(THE));
 }
 
 #[test]

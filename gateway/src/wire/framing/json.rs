@@ -335,6 +335,21 @@ reads! { [] Present,
     }
 }
 
+/// Whether an array with any element is there, however long it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Filled(pub(crate) bool);
+
+reads! { [] Filled,
+    absent!(bool number string null object);
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Filled, A::Error> {
+        let mut filled = false;
+        while items.next_element::<IgnoredAny>()?.is_some() {
+            filled = true;
+        }
+        Ok(Filled(filled))
+    }
+}
+
 /// An object, if it is one.
 #[derive(Debug)]
 pub(crate) struct Maybe<T>(pub(crate) Option<T>);

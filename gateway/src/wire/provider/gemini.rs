@@ -454,8 +454,8 @@ object! {
     }
 }
 
-/// Names the places of an event's texts. All visible parts of a candidate are one text; a part
-/// that is signed is left alone, and so is what follows it.
+/// Names the places of an event's texts. All visible parts of a candidate are one text; of these, a
+/// signed one is left alone.
 pub(in crate::wire) fn rewrite_event(
     data: &[u8],
     editor: &mut Editor<'_>,
@@ -475,10 +475,11 @@ pub(in crate::wire) fn rewrite_event(
                 editor.reasoning(("thought", id), part.text);
                 continue;
             }
-            if part.signature.filled().is_some() && part.text.is_some() {
-                editor.leave(id);
+            if part.signature.filled().is_some() {
+                editor.fixed_text(id, part.text);
+            } else {
+                editor.text(id, part.text);
             }
-            editor.text(id, part.text);
             if part.call.0 {
                 editor.pause(id);
             }

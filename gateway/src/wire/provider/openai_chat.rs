@@ -10,12 +10,12 @@
 //! Source: OpenAI API reference, "Chat" and "Chat streaming"; the compatibles' own references.
 
 use detectors::{Conversation, Role, Sampling, Turn};
-use serde::de::IgnoredAny;
 
 use super::openai::{ChatUsage, Content, ErrorField, Problem, Typed, finish, note_error, role};
 use crate::wire::answer::Sink;
 use crate::wire::framing::json::{
-    Code, Flag, Gather, Gathered, List, Maybe, Num, Present, Raw, Str, StrOr, TooMany, object,
+    Code, Filled, Flag, Gather, Gathered, List, Maybe, Num, Present, Raw, Str, StrOr, TooMany,
+    object,
 };
 use crate::wire::request::{Dialogue, name};
 use crate::wire::rewrite::{Editor, Stretch, TextId, Unit};
@@ -328,7 +328,7 @@ object! {
 object! {
     /// The probabilities of a choice's tokens, which spell out its text.
     struct Logprobs {
-        "content" => content: List<IgnoredAny>,
+        "content" => content: Filled,
     }
 }
 
@@ -339,8 +339,18 @@ object! {
         "reasoning_content" => reasoning_content: Raw<'de>,
         "reasoning" => reasoning: Raw<'de>,
         "reasoning_details" => reasoning_details: List<PlacedDetail<'de>>,
-        "tool_calls" => tool_calls: List<IgnoredAny>,
+        "tool_calls" => tool_calls: Filled,
+        "thinking_blocks" => thinking_blocks: List<PlacedPart<'de>>,
+        "provider_specific_fields" => specific: Specific<'de>,
         "annotations" => annotations: List<Annotation<'de>>,
+    }
+}
+
+object! {
+    /// LiteLLM's corner, where it repeats another provider's reasoning.
+    struct Specific<'de> {
+        "reasoning_content" => reasoning_content: Raw<'de>,
+        "thinking_blocks" => thinking_blocks: List<PlacedPart<'de>>,
     }
 }
 
@@ -391,11 +401,18 @@ pub(in crate::wire) fn rewrite_event(
             editor.reasoning(("reasoning_details", id), detail.text);
             editor.reasoning(("reasoning_details", id), detail.summary);
         }
-        if !choice.logprobs.content.0.is_empty() {
+        for block in &said.thinking_blocks.0 {
+            editor.reasoning(("thinking_blocks", id), block.thinking);
+        }
+        editor.reasoning(("specific", id), said.specific.reasoning_content);
+        for block in &said.specific.thinking_blocks.0 {
+            editor.reasoning(("specific blocks", id), block.thinking);
+        }
+        if choice.logprobs.content.0 {
             editor.leave(id);
         }
         rewrite_content(id, said.content, editor);
-        if !said.tool_calls.0.is_empty() {
+        if said.tool_calls.0 {
             editor.pause(id);
         }
         if choice.finish_reason.filled().is_some() {

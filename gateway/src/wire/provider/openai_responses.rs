@@ -8,14 +8,13 @@
 //! Source: OpenAI API reference, "Responses" and "Responses streaming".
 
 use detectors::{Conversation, Finish, Role, Sampling, Text, Turn, Usage};
-use serde::de::IgnoredAny;
 use serde_json::json;
 
 use super::openai::{Content, ErrorField, Problem, Typed, error_object, note_error, role};
 use crate::limits::ANSWER_TEXTS_MAX;
 use crate::wire::answer::Sink;
 use crate::wire::framing::json::{
-    Code, Flag, Gather, Gathered, List, Maybe, Num, Raw, Str, TooMany, object,
+    Code, Filled, Flag, Gather, Gathered, List, Maybe, Num, Raw, Str, TooMany, object,
 };
 use crate::wire::refusal::Refusal;
 use crate::wire::request::{Dialogue, name, text_turn};
@@ -428,7 +427,7 @@ object! {
         "content_index" | "summary_index" => part_index: Num,
         "delta" => delta: Raw<'de>,
         "text" => text: Raw<'de>,
-        "logprobs" => logprobs: List<IgnoredAny>,
+        "logprobs" => logprobs: Filled,
         "part" => part: PlacedPart<'de>,
         "item" => item: PlacedItem<'de>,
         "annotation" => annotation: Annotation<'de>,
@@ -456,7 +455,7 @@ object! {
     struct PlacedPart<'de> {
         "type" => kind: Str<'de>,
         "text" => text: Raw<'de>,
-        "logprobs" => logprobs: List<IgnoredAny>,
+        "logprobs" => logprobs: Filled,
         "annotations" => annotations: List<Annotation<'de>>,
     }
 }
@@ -487,12 +486,18 @@ pub(in crate::wire) fn rewrite_event(
     let item = event.output_index.small().unwrap_or(0);
     let id = TextId { choice: 0, item, part: event.part_index.small().unwrap_or(0) };
     match kind.strip_prefix("response.").unwrap_or(kind) {
-        "output_text.delta" | "output_text.done" if !event.logprobs.0.is_empty() => {
-            editor.leave(id);
+        "output_text.delta" => {
+            if event.logprobs.0 {
+                editor.leave(id);
+            }
+            editor.text(id, event.delta);
+        }
+        "output_text.done" => {
+            if event.logprobs.0 {
+                editor.leave(id);
+            }
             editor.whole_text(id, event.text);
         }
-        "output_text.delta" => editor.text(id, event.delta),
-        "output_text.done" => editor.whole_text(id, event.text),
         "output_text.annotation.added" => rewrite_annotation(id, &event.annotation, editor),
         "reasoning_text.delta" => editor.reasoning((REASONING, id), event.delta),
         "reasoning_text.done" => editor.whole_reasoning((REASONING, id), event.text),
@@ -552,7 +557,7 @@ fn rewrite_item(item: u32, placed: &PlacedItem<'_>, editor: &mut Editor<'_>) {
 fn rewrite_part(id: TextId, part: &PlacedPart<'_>, editor: &mut Editor<'_>) {
     match part.kind.as_str() {
         "output_text" | "text" => {
-            if !part.logprobs.0.is_empty() {
+            if part.logprobs.0 {
                 editor.leave(id);
             }
             editor.whole_text(id, part.text);

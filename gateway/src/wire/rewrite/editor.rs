@@ -5,6 +5,7 @@
 //! event of its text waits, and every later event behind it, until the next event of the text takes
 //! what was held, or the text ends, or the caller's timer fires.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use bytes::BytesMut;
@@ -12,11 +13,15 @@ use serde_json::value::RawValue;
 
 use super::shift::{Edge, shifted, shifted_chars};
 use super::splice::{self, Put, Slot, span_of};
-use super::{Changes, Counts, Edit, MarkerFor, Reasoning, Released, TextId, TextMarker};
+use super::{Changes, Edit, MarkerFor, Reasoning, Released, RewriteCounts, TextId, TextMarker};
 use crate::limits::{
     REWRITE_KEPT_BYTES_MAX, REWRITE_QUEUE_BYTES_MAX, REWRITE_QUEUE_EVENTS_MAX, REWRITE_TEXTS_MAX,
 };
 use crate::wire::framing::json::{Raw, Str};
+
+/// What may open a stretch in which a marker behaves differently: code, a formula, a table, a
+/// quotation, a link, markup.
+const OPENERS: [char; 11] = ['`', '~', '$', '\\', '|', '"', '\u{201c}', '\u{ab}', '<', '>', '['];
 
 /// What an offset counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +68,7 @@ pub(super) struct Desk {
     /// The current event's changes, and how many of them are not settled.
     slots: Vec<Slot>,
     unsettled: usize,
-    counts: Counts,
+    counts: RewriteCounts,
 }
 
 /// One text of the answer.
@@ -82,6 +87,10 @@ struct Text {
     before: Option<Before>,
     /// Bytes that came after the marker's end.
     after: usize,
+    /// Stretches that passed without the marker: how many edits came before each, and its bytes.
+    passed: Vec<(usize, usize)>,
+    /// The marker comes in within a word, whose end it must not take for a word.
+    in_word: bool,
 }
 
 /// How much of a text went by before its marker began.
@@ -130,11 +139,11 @@ impl Desk {
             first: 0,
             slots: Vec::new(),
             unsettled: 0,
-            counts: Counts::default(),
+            counts: RewriteCounts::default(),
         }
     }
 
-    pub(super) fn counts(&self) -> Counts {
+    pub(super) fn counts(&self) -> RewriteCounts {
         self.counts
     }
 
@@ -277,6 +286,8 @@ impl Desk {
             rewritten: String::new(),
             before: (!self.resumed).then(Before::default),
             after: 0,
+            passed: Vec::new(),
+            in_word: self.resumed,
         });
         Some(self.texts.len() - 1)
     }
@@ -293,6 +304,16 @@ pub(crate) struct Editor<'e> {
 impl Editor<'_> {
     /// A piece of visible text.
     pub(crate) fn text(&mut self, id: TextId, piece: Raw<'_>) {
+        self.piece(id, piece, true);
+    }
+
+    /// A piece of visible text that must stay as it is. The text is marked again behind it, unless
+    /// the piece has what may open a stretch that a marker must know of (code, a quotation).
+    pub(crate) fn fixed_text(&mut self, id: TextId, piece: Raw<'_>) {
+        self.piece(id, piece, false);
+    }
+
+    fn piece(&mut self, id: TextId, piece: Raw<'_>, may_change: bool) {
         if self.desk.mark.is_none() {
             return;
         }
@@ -322,14 +343,40 @@ impl Editor<'_> {
         let Some(span) = span_of(self.block, raw) else {
             return;
         };
+        if !may_change {
+            // What is held stands before the piece.
+            if said.as_str().contains(OPENERS) {
+                desk.end_text(at);
+            } else {
+                desk.flush_text(at);
+            }
+        }
         let number = desk.first + desk.queue.len() as u64;
         let text = &mut desk.texts[at];
         let Some(marker) = text.marker.as_mut().filter(|_| text.open) else {
             text.after = text.after.saturating_add(bytes);
             return;
         };
-        let mut out = String::new();
-        marker.push(said.as_str(), &mut out);
+        let (passed, marked) = match (may_change, text.in_word) {
+            (true, false) => ("", said.as_str()),
+            (true, true) => {
+                let word = said.as_str().find(char::is_whitespace).unwrap_or(bytes);
+                said.as_str().split_at(word)
+            }
+            (false, _) => (said.as_str(), ""),
+        };
+        if !passed.is_empty() && desk.keeps {
+            let edits = marker.edits().len();
+            match text.passed.last_mut().filter(|last| last.0 == edits) {
+                Some(last) => last.1 += passed.len(),
+                None => text.passed.push((edits, passed.len())),
+            }
+        }
+        text.in_word = marked.is_empty() && !passed.ends_with(char::is_whitespace);
+        let mut out = passed.to_owned();
+        if !marked.is_empty() {
+            marker.push(marked, &mut out);
+        }
         let holds = marker.holds();
         if desk.keeps {
             text.original.push_str(said.as_str());
@@ -514,13 +561,27 @@ struct Shifted {
 }
 
 impl Text {
-    fn edits(&self) -> &[Edit] {
-        self.marker.as_ref().map(|marker| marker.edits()).unwrap_or_default()
+    /// The marker's edits, where they stand in the kept text.
+    fn edits(&self) -> Cow<'_, [Edit]> {
+        let edits = self.marker.as_ref().map(|marker| marker.edits()).unwrap_or_default();
+        if self.passed.is_empty() {
+            return Cow::Borrowed(edits);
+        }
+        let mut passed = self.passed.iter().peekable();
+        let mut bytes = 0_usize;
+        let moved = edits.iter().enumerate().map(|(count, edit)| {
+            while let Some((_, more)) = passed.next_if(|(before, _)| *before <= count) {
+                bytes = bytes.saturating_add(*more);
+            }
+            Edit { at: edit.at.saturating_add(bytes), ..*edit }
+        });
+        Cow::Owned(moved.collect())
     }
 
     /// `None` when the stretch does not lie in the text as it was.
     fn shift(&self, stretch: Stretch<'_>) -> Option<Shifted> {
         let before = self.before?;
+        let edits = &*self.edits();
         let start = stretch.start.map_or(Some(0), whole_number)?;
         let end = stretch.end.map_or(Some(start), whole_number)?;
         if stretch.unit == Unit::Chars {
@@ -528,8 +589,7 @@ impl Text {
                 let Some(at) = at.checked_sub(before.chars) else {
                     return Some(at);
                 };
-                let shifted =
-                    shifted_chars(self.edits(), &self.original, &self.rewritten, at, edge)?;
+                let shifted = shifted_chars(edits, &self.original, &self.rewritten, at, edge)?;
                 shifted.checked_add(before.chars)
             };
             let start = place(start, Edge::Start)?;
@@ -540,7 +600,7 @@ impl Text {
             let Some(at) = at.checked_sub(before.bytes) else {
                 return Some(at);
             };
-            shifted(self.edits(), at, edge).checked_add(before.bytes)
+            shifted(edits, at, edge).checked_add(before.bytes)
         };
         let (from, to) = (place(start, Edge::Start)?, place(end, Edge::End)?);
         let to = to.max(from);
