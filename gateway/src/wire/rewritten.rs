@@ -292,17 +292,23 @@ fn responses_stream(annotations: &str) -> String {
 
 /// Our own streams, and the recorded ones where they are at hand.
 fn streams() -> Vec<Stream> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/fixtures/streams");
-    let mut files: Vec<PathBuf> = folders(&folder)
-        .iter()
-        .flat_map(|folder| folders(folder))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "sse"))
-        .collect();
-    files.sort();
-    if files.is_empty() {
+    let crate_folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let own = read_streams(&crate_folder.join("../tests/streams"));
+    assert!(own.len() >= 20, "only {}", own.len());
+    let folder = crate_folder.join("../../shared/fixtures/streams");
+    let recorded = read_streams(&folder);
+    if recorded.is_empty() {
         println!("skipped: no recorded streams at {}", folder.display());
     }
-    let recorded = files.iter().filter_map(|path| {
+    own_streams().into_iter().chain(own).chain(recorded).collect()
+}
+
+/// The answers in a folder with a folder for each provider.
+fn read_streams(folder: &Path) -> Vec<Stream> {
+    let mut files: Vec<PathBuf> =
+        folders(folder).iter().flat_map(|folder| folders(folder)).collect();
+    files.sort();
+    let read = files.iter().filter_map(|path| {
         let format = match path.parent()?.file_name()?.to_str()? {
             "anthropic" => Format::AnthropicMessages,
             "gemini" => Format::GeminiGenerate,
@@ -313,11 +319,16 @@ fn streams() -> Vec<Stream> {
             }
             _ => return None,
         };
-        let name = path.strip_prefix(&folder).ok()?.display().to_string();
+        let content_type = match path.extension()?.to_str()? {
+            "sse" => SSE,
+            "json" => JSON,
+            _ => return None,
+        };
+        let name = path.strip_prefix(folder).ok()?.display().to_string();
         let body = String::from_utf8(std::fs::read(path).ok()?).ok()?;
-        Some(Stream { name, format, content_type: SSE, body })
+        Some(Stream { name, format, content_type, body })
     });
-    own_streams().into_iter().chain(recorded).collect()
+    read.collect()
 }
 
 fn folders(folder: &Path) -> Vec<PathBuf> {
@@ -355,7 +366,10 @@ fn said(stream: &Stream, body: &str) -> Said {
 /// The JSON of every event, or of the body.
 fn values(stream: &Stream, body: &str) -> Vec<Value> {
     if stream.content_type == JSON {
-        return vec![serde_json::from_str(body).unwrap()];
+        return match serde_json::from_str(body).unwrap() {
+            Value::Array(list) => list,
+            value => vec![value],
+        };
     }
     let mut boundaries = Boundaries::default();
     let mut rest = body.as_bytes();
