@@ -43,6 +43,7 @@ pub struct GatewayBuilder {
     files: Vec<(String, String)>,
     log_level: String,
     record: bool,
+    policy: bool,
 }
 
 impl Gateway {
@@ -65,6 +66,7 @@ impl Gateway {
             files: Vec::new(),
             log_level: "info".to_owned(),
             record: false,
+            policy: false,
         }
     }
 
@@ -124,6 +126,37 @@ impl Gateway {
              connection: close\r\n\r\n"
         );
         http1::plain(self.admin, request.as_bytes())
+    }
+
+    /// Asks the admin endpoint to do something; `body` is JSON or empty.
+    #[must_use]
+    pub fn admin_do(&self, method: &str, path: &str, body: &str) -> http1::Response {
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: admin\r\nauthorization: Bearer {ADMIN_TOKEN}\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        );
+        http1::plain(self.admin, request.as_bytes())
+    }
+
+    /// Sets an account's tier as an operator does.
+    ///
+    /// # Panics
+    /// If the admin endpoint does not take it.
+    pub fn set_tier(&self, account: &str, tier: &str) {
+        let body = format!(r#"{{"tier": "{tier}", "reason": "told so by the test"}}"#);
+        let answer = self.admin_do("PUT", &format!("/v1/accounts/{account}/override"), &body);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+
+    /// Replaces the policy's file, as an operator does: whole.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn write_policy(&self, toml: &str) {
+        let fresh = self.folder.path().join("policy.next");
+        fs::write(&fresh, toml).expect("a written file");
+        fs::rename(fresh, self.folder.path().join("policy.toml")).expect("a replaced file");
     }
 
     /// The latest exchanges, newest first.
@@ -270,6 +303,13 @@ impl GatewayBuilder {
         self
     }
 
+    /// Acts by a policy.
+    #[must_use]
+    pub fn policy(mut self, toml: &str) -> Self {
+        self.policy = true;
+        self.file("policy.toml", toml)
+    }
+
     /// Sets the log filter.
     #[must_use]
     pub fn log_level(mut self, level: &str) -> Self {
@@ -341,6 +381,7 @@ impl GatewayBuilder {
         further: &[SocketAddr],
     ) -> String {
         let record = if self.record { "record = \"trace.jsonl\"\n" } else { "" };
+        let policy = if self.policy { "policy = \"policy.toml\"\n" } else { "" };
         let (upstreams, routes) = (self.upstreams.concat(), self.routes.concat());
         let (limits, server) = (self.limits.join("\n"), self.server.join("\n"));
         let identity = self.identity.join("\n");
@@ -354,7 +395,7 @@ impl GatewayBuilder {
         let upgrade_socket = folder.join("upgrade.sock");
         let (upgrade_socket, level) = (upgrade_socket.display(), &self.log_level);
         format!(
-            "{record}\
+            "{record}{policy}\
              [[listener]]\naddress = \"{tls}\"\n\
              certificates = [{{ chain = \"chain.pem\", key = \"key.pem\" }}]\n\
              [[listener]]\naddress = \"{plain}\"\n\

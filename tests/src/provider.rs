@@ -12,6 +12,7 @@
 //! | `echo` | a JSON object with length and SHA-256 of the request body (the default without a stream) |
 //! | `mirror` | the request's body, piece by piece as it comes in, without waiting for its end |
 //! | `size=N` | a body of N patterned bytes |
+//! | `events=N` | a chat stream of N events of one token each |
 //! | `cut=N` | the connection (HTTP/1) or stream (HTTP/2) breaks after N body bytes |
 //! | `stall=N` | nothing more comes after N body bytes, and the body does not end |
 //! | `header_delay=MS` | silence before the response header |
@@ -299,6 +300,7 @@ struct Directives {
     chunks: Option<String>,
     status: Option<u16>,
     size: Option<usize>,
+    events: Option<usize>,
     cut: Option<usize>,
     stall: Option<usize>,
     header_delay_ms: u64,
@@ -321,6 +323,7 @@ impl Directives {
                 "chunks" => directives.chunks = Some(value.to_owned()),
                 "status" => directives.status = Some(value.parse().expect("a status")),
                 "size" => directives.size = Some(number()),
+                "events" => directives.events = Some(number()),
                 "cut" => directives.cut = Some(number()),
                 "stall" => directives.stall = Some(number()),
                 "header_delay" => directives.header_delay_ms = number() as u64,
@@ -341,6 +344,9 @@ impl Directives {
                 None => panic!("there is no stream `{name}`"),
             },
             (None, Some(size)) => (patterned(size), "application/octet-stream"),
+            (None, None) if self.events.is_some() => {
+                (chat_events(self.events.unwrap_or(0)), "text/event-stream")
+            }
             (None, None) => (echo(received), "application/json"),
         };
         let mut response = Response::builder()
@@ -453,6 +459,17 @@ fn echo(received: &Received) -> Vec<u8> {
 }
 
 /// Bytes whose value tells their place, so that a lost or doubled piece shows.
+fn chat_events(count: usize) -> Vec<u8> {
+    let event = |number: usize| {
+        format!(
+            "data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"w{number:03} \"}}}}]}}\n\n",
+            number = number % 1000
+        )
+    };
+    let end = "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n";
+    (0..count).map(event).chain([end.to_owned()]).collect::<String>().into_bytes()
+}
+
 fn patterned(size: usize) -> Vec<u8> {
     (0..size).map(|at| (at % 251) as u8).collect()
 }
