@@ -120,7 +120,7 @@ pub struct RewriteCounts {
     pub unread: u64,
     /// Copies of a text, and offsets into one, that did not fit the text and were left alone.
     pub disagreed: u64,
-    /// Texts that were left as they are, or from some place on, because a bound was reached.
+    /// Times that a text, or a piece of one, was left as it is because a bound was reached.
     pub texts_left: u64,
     /// Times that held text went out early because too much waited for it.
     pub queue_full: u64,

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::BytesMut;
 use detectors::Format;
+use proptest::prelude::*;
 use serde_json::Value;
 
 use super::framing::sse::{Boundaries, parse_event};
@@ -118,7 +119,8 @@ fn rewriter(stream: &Stream, changes: Changes) -> Rewriter {
 fn run_every_way(stream: &Stream, changes: &dyn Fn() -> Changes) -> (String, RewriteCounts) {
     let body = stream.body.as_bytes();
     let whole = run(rewriter(stream, changes()), &[body]);
-    let step = if body.len() > 4_000 { body.len() / 200 + 1 } else { 1 };
+    // Every cut of a short body; a few of a long one, as the time goes with the square.
+    let step = if body.len() > 1_500 { body.len() / 200 + 1 } else { 1 };
     for at in (0..=body.len()).step_by(step) {
         let (head, tail) = body.split_at(at);
         let cut = run(rewriter(stream, changes()), &[head, tail]);
@@ -1087,6 +1089,111 @@ fn the_marker_is_asked_once_for_each_text_that_says_something() {
     assert_eq!(out, stream.body);
     let choice = |choice| TextId { choice, ..TextId::default() };
     assert_eq!(*asked.lock().unwrap(), [choice(0), choice(1)]);
+}
+
+#[test]
+fn text_stays_in_its_part_and_before_what_follows_it() {
+    let cases = [
+        (
+            Format::GeminiGenerate,
+            r#"{"candidates":[{"content":{"parts":[{"text":"a big cat"},{"executableCode":{"code":"1"}},{"text":"sat down"}]}}]}"#,
+        ),
+        (
+            Format::OpenaiChat,
+            r#"{"choices":[{"message":{"content":[{"type":"text","text":"a big cat"},{"type":"reference","reference_ids":[1]},{"type":"text","text":"sat down"}]}}]}"#,
+        ),
+    ];
+    for (format, body) in cases {
+        let whole = stream(body, format, JSON, body.to_owned());
+        let (out, _) = run_every_way(&whole, &marks);
+        assert_eq!(unmarked(&out), body);
+    }
+    // Reasoning that interrupts a text.
+    let body = events(&[
+        r#"{"choices":[{"delta":{"content":"a big cat"}}]}"#,
+        r#"{"choices":[{"delta":{"reasoning":"so"}}]}"#,
+        r#"{"choices":[{"delta":{"content":"sat down"}}]}"#,
+    ]);
+    let chat = stream("interrupted", Format::OpenaiChat, SSE, body.clone());
+    assert_eq!(run_every_way(&chat, &marks).0, body);
+}
+
+/// What happens in a made-up stream: a piece of a choice's text, something else, or a timer.
+#[derive(Clone, Debug)]
+enum Step {
+    Text(u32, String),
+    Other(&'static str),
+    Timer,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        8 => (0_u32..3, "([a-z]{0,4} ?|the |é\\\\n| {2}){0,4}").prop_map(|(choice, text)| Step::Text(choice, text)),
+        2 => proptest::sample::select(vec![
+            ": ping\n\n",
+            "data: {\"choices\":[]}\n\n",
+            "data: no json\n\n",
+            "data: {\"choices\":[{\"index\":1,\"delta\":{\"tool_calls\":[{\"index\":0}]}}]}\n\n",
+            "data: {\"choices\":[{\"index\":1,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n",
+            "event: x\ndata: {\"choices\":\ndata: []}\n\n",
+        ]).prop_map(Step::Other),
+        1 => Just(Step::Timer),
+    ];
+    proptest::collection::vec(step, 0..40)
+}
+
+proptest! {
+    #[test]
+    fn any_stream_keeps_its_events_and_its_texts(steps in steps(), size in 1_usize..300) {
+        let chat = stream("", Format::OpenaiChat, SSE, String::new());
+        let mut rewriter = rewriter(&chat, marks()).with_meter();
+        let (mut body, mut out) = (String::new(), BytesMut::new());
+        let mut released = 0;
+        for step in &steps {
+            let event = match step {
+                Step::Text(choice, text) => events(&[&format!(r#"{{"choices":[{{"index":{choice},"delta":{{"content":"{text}"}}}}]}}"#)]),
+                Step::Other(event) => (*event).to_owned(),
+                Step::Timer => {
+                    rewriter.flush(&mut out);
+                    released += rewriter.released().len();
+                    continue;
+                }
+            };
+            body += &event;
+            for piece in event.as_bytes().chunks(size) {
+                rewriter.push(piece, &mut out);
+                released += rewriter.released().len();
+            }
+        }
+        rewriter.finish(&mut out);
+        released += rewriter.released().len();
+        prop_assert_eq!(rewriter.counts().homeless, 0);
+        let out = String::from_utf8(out.to_vec()).unwrap();
+        prop_assert_eq!(released, body.matches("\n\n").count());
+        let texts = |body: &str| {
+            let mut texts: BTreeMap<u32, String> = BTreeMap::new();
+            let mut reader = AnswerReader::new(Format::OpenaiChat, 200, Some(SSE));
+            reader.feed(body.as_bytes(), &mut |delta| {
+                if let Piece::Text(text) = delta.piece {
+                    texts.entry(delta.choice).or_default().push_str(text);
+                }
+            });
+            texts
+        };
+        let mut after = texts(&out);
+        after.values_mut().for_each(|text| *text = unmarked(text));
+        prop_assert_eq!(texts(&body), after);
+        // The events stand in their order: without texts nothing has changed.
+        let bare = |body: &str| -> Vec<String> {
+            body.split("\n\n")
+                .map(|event| match event.split_once("\"content\":") {
+                    Some((head, _)) => head.to_owned(),
+                    None => event.to_owned(),
+                })
+                .collect()
+        };
+        prop_assert_eq!(bare(&body), bare(&out));
+    }
 }
 
 /// Prints what an event costs: `cargo test --release -p stillgate --lib -- --ignored --nocapture

@@ -411,7 +411,6 @@ object! {
         "text" => text: Raw<'de>,
         "thought" => thought: Flag,
         "thoughtSignature" | "thought_signature" => signature: Str<'de>,
-        "functionCall" | "function_call" => call: Present,
     }
 }
 
@@ -470,6 +469,10 @@ pub(in crate::wire) fn rewrite_event(
         // Where the text of each part begins.
         let mut begins = Vec::with_capacity(parts.len());
         for part in parts {
+            if !begins.is_empty() || part.text.is_none() {
+                // Text stays in its part.
+                editor.pause(id);
+            }
             begins.push(editor.length(id));
             if part.thought.0 {
                 editor.reasoning(("thought", id), part.text);
@@ -479,9 +482,6 @@ pub(in crate::wire) fn rewrite_event(
                 editor.fixed_text(id, part.text);
             } else {
                 editor.text(id, part.text);
-            }
-            if part.call.0 {
-                editor.pause(id);
             }
         }
         if candidate.finish_reason.filled().is_some() {

@@ -438,7 +438,11 @@ fn rewrite_content(id: TextId, content: Raw<'_>, editor: &mut Editor<'_>) {
     let Ok(List(parts)) = serde_json::from_str::<List<Raw<'_>>>(array.get()) else {
         return editor.leave(id);
     };
-    for part in parts {
+    for (position, part) in parts.into_iter().enumerate() {
+        if position > 0 {
+            // Text stays in its part.
+            editor.pause(id);
+        }
         let Some(object) = part.filter(|part| part.get().starts_with('{')) else {
             editor.text(id, part);
             continue;

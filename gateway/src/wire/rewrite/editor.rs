@@ -482,6 +482,11 @@ impl Editor<'_> {
     }
 
     fn thought(&mut self, thought: Thought, raw: Raw<'_>, whole: bool) {
+        if raw.is_none_or(|raw| matches!(raw.get(), "null" | "\"\"")) {
+            return;
+        }
+        // Text that came before reasoning goes out before it.
+        self.pause(thought.1);
         let desk = &mut *self.desk;
         let Reasoning::Withhold { notice } = &desk.reasoning else {
             return;
