@@ -5,6 +5,7 @@ pub mod demo;
 pub mod fingerprint;
 pub mod replay;
 pub mod run;
+pub mod verify;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -42,6 +43,8 @@ enum Command {
     },
     /// Judge recorded traffic, offline, with the engine that judges live traffic.
     Replay(replay::Options),
+    /// Tell whose marks texts carry, and how sure that is.
+    Verify(verify::Options),
     /// Print the TLS fingerprints in a ClientHello or a packet capture.
     Fingerprint {
         /// A raw ClientHello, or a pcap or pcapng file.
@@ -73,6 +76,7 @@ pub fn main() -> ExitCode {
             }
         }
         Command::Replay(options) => finish(replay::run(&options, &mut out)),
+        Command::Verify(options) => finish(verify::run(&options, &mut out)),
         Command::Fingerprint { file, json } => {
             finish(fingerprint::run(&file, json, &mut out).map_err(|error| error.to_string()))
         }

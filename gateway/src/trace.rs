@@ -228,38 +228,14 @@ impl TraceReader {
         self.skipped
     }
 
-    /// Puts the next line into `self.line`, without its end. `Ok(None)` is the end of the file.
+    /// Puts the next line into `self.line`. `Ok(None)` is the end of the file.
     fn read_line(&mut self) -> io::Result<Option<Result<(), Wrong>>> {
-        self.line.clear();
         self.line.shrink_to(LINE_BYTES_USUAL);
+        // An error is one of the line that could not be read.
         self.line_number += 1;
-        let (mut begun, mut too_long) = (false, false);
-        loop {
-            let available = match self.input.fill_buf() {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                available => available?,
-            };
-            if available.is_empty() {
-                if !begun {
-                    self.line_number -= 1;
-                    return Ok(None);
-                }
-                break;
-            }
-            begun = true;
-            let end = memchr::memchr(b'\n', available);
-            let piece = &available[..end.unwrap_or(available.len())];
-            too_long |= self.line.len() + piece.len() > TRACE_LINE_BYTES_MAX;
-            if !too_long {
-                self.line.extend_from_slice(piece);
-            }
-            let taken = piece.len() + usize::from(end.is_some());
-            self.input.consume(taken);
-            if end.is_some() {
-                break;
-            }
-        }
-        Ok(Some(if too_long { Err(Wrong::TooLong) } else { Ok(()) }))
+        let read = read_line(&mut self.input, &mut self.line)?;
+        self.line_number -= u64::from(read.is_none());
+        Ok(read.map(|whole| if whole { Ok(()) } else { Err(Wrong::TooLong) }))
     }
 
     /// What the line in `self.line` says; `None` for an empty line and an unknown kind.
@@ -444,8 +420,39 @@ impl fmt::Debug for TraceReader {
     }
 }
 
+/// Puts the next line into `line`, without its end. `None` is the end of the file; `false` says
+/// that the line is longer than [`TRACE_LINE_BYTES_MAX`], and only its beginning is there.
+///
+/// # Errors
+/// What the system or the decoder said.
+pub(crate) fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Option<bool>> {
+    line.clear();
+    let (mut begun, mut too_long) = (false, false);
+    loop {
+        let available = match input.fill_buf() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            available => available?,
+        };
+        if available.is_empty() {
+            return Ok(begun.then_some(!too_long));
+        }
+        begun = true;
+        let end = memchr::memchr(b'\n', available);
+        let piece = &available[..end.unwrap_or(available.len())];
+        too_long |= line.len() + piece.len() > TRACE_LINE_BYTES_MAX;
+        if !too_long {
+            line.extend_from_slice(piece);
+        }
+        let taken = piece.len() + usize::from(end.is_some());
+        input.consume(taken);
+        if end.is_some() {
+            return Ok(Some(!too_long));
+        }
+    }
+}
+
 /// The plain bytes of `input`, and whether they were compressed.
-fn decompressed(
+pub(crate) fn decompressed(
     mut input: impl Read + Send + 'static,
 ) -> io::Result<(Box<dyn BufRead + Send>, bool)> {
     const GZIP: &[u8] = b"\x1f\x8b";

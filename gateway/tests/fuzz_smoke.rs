@@ -95,6 +95,15 @@ fn network() {
     smoke(gateway::network::fuzz_network, &[list, ranges, database]);
 }
 
+#[test]
+fn watermark() {
+    let prose = "\x03\0\0They do not say so, for example, as it is hard to do\u{2014}and John Doe of \
+        user@example.com, order #12345, may want tea, milk, and honey.\n\n";
+    let places = "\x05\x01\x01\n\n```py\ndo not\n```\n$x$ \\[y\\] `a` \"it is\" 'a' <b>c</b> | d\n> e\n\
+        wo\u{200b}\u{200c}\u{200d}\u{2060}rd {f} \u{201c}g\u{201d}\n";
+    smoke(detectors::watermark::fuzz_watermark, &[prose.as_bytes(), places.as_bytes()]);
+}
+
 fn smoke(target: impl Fn(&[u8]), seeds: &[&[u8]]) {
     // The same inputs in the same order on every run: a failure can be met again.
     let mut random = 0x5711_16a7_e000_0001_u64;

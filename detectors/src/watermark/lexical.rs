@@ -333,10 +333,10 @@ impl Group {
         }
         // "the" must not be the beginning of "the/a" or of a hyphenated word.
         let whole = after[len..].chars().next().is_none_or(|c| !matches!(c, '-' | '/' | '_'));
-        let listed = |list: &[String]| list.iter().any(|other| other.eq_ignore_ascii_case(word));
         if self.next.is_empty() {
-            if listed(&self.not_next) { Fits::No } else { Fits::Yes }
-        } else if whole && listed(&self.next) {
+            let kept_out = self.not_next.iter().any(|other| other.eq_ignore_ascii_case(word));
+            if kept_out { Fits::No } else { Fits::Yes }
+        } else if whole && self.next.iter().any(|next| next == word) {
             Fits::Yes
         } else {
             Fits::No

@@ -462,8 +462,8 @@ fn read_identity(root: &mut Section<'_, '_>, client_ca: bool) -> Option<Identity
     Some(Identity { key: key?, jwt, client_certificate, organisation_header })
 }
 
-/// The bytes of an identity key: hex and base64 are decoded, anything else is taken as it is.
-fn identity_key(secret: &[u8]) -> Result<Arc<[u8]>, String> {
+/// The bytes of a secret key: hex and base64 are decoded, anything else is taken as it is.
+pub(crate) fn identity_key(secret: &[u8]) -> Result<Arc<[u8]>, String> {
     let text = std::str::from_utf8(secret).map(str::trim).ok();
     let key = match text {
         None => secret.to_vec(),
