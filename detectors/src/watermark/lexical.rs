@@ -74,6 +74,8 @@ struct Group {
     #[serde(default)]
     start: bool,
     #[serde(default)]
+    inside: bool,
+    #[serde(default)]
     ends: Ends,
 }
 
@@ -218,7 +220,8 @@ impl Wordings {
             let group = &self.groups[wording.group];
             // A capital where no sentence begins is a name, a heading, or stress.
             let capital = first.is_ascii_uppercase() && !wording.text.starts_with('I');
-            if capital && !words.sentence_start || group.start && !capital {
+            let misplaced = group.start && !capital || group.inside && words.sentence_start;
+            if capital && !words.sentence_start || misplaced {
                 continue;
             }
             match matches_wording(rest, &wording.text) {
@@ -416,7 +419,7 @@ fn bit_of(bits: &[u8; 32], group: u8) -> bool {
     bits[usize::from(group / 8)] >> (group % 8) & 1 == 1
 }
 
-/// Different tuples that are kept, about 40 bytes each.
+/// Different tuples that are kept, at most about 100 bytes each.
 pub const TUPLES_MAX: usize = 1 << 20;
 
 /// The choices in any number of texts, as tuples of group and hashed context. Holds no text.
@@ -629,6 +632,10 @@ mod tests {
             ("we saw it as well.", vec![(44, false)]),
             ("we saw it as well as them", vec![]),
             ("begin/start to do", vec![]),
+            ("get started with it", vec![]),
+            ("they began with it", vec![(72, true)]),
+            ("wait so you can go", vec![(32, true)]),
+            ("wait. So you can go", vec![]),
         ] {
             assert_eq!(slots(text), expected, "{text:?}");
         }
