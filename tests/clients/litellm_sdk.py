@@ -1,5 +1,6 @@
 """LiteLLM, which speaks to many providers through one interface, streamed and not."""
 
+import gc
 import os
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # The price list is not fetched.
@@ -38,6 +39,10 @@ def see(base_url, key, scenario):
         for choice in event.choices:
             if choice.index == 0:
                 said.chat_message(choice.delta if scenario["stream"] else choice.message)
+    # LiteLLM leaves a stream open behind its last event. Collected in the middle of the next request,
+    # such a stream waits for ever for its connection pool's lock, which that request holds.
+    del answer
+    gc.collect()
     return said.result()
 
 

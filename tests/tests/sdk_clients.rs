@@ -152,6 +152,136 @@ fn reads_what_the_stream_says(driver: &str) {
     }
 }
 
+/// Marks that nobody sees, and reasoning kept out; nothing else may change.
+const INVISIBLE: &str = "[action.none]\nwatermark = true\nwithhold_reasoning = true\n\
+    pace_tokens_per_second = 5000.0\n[watermark]\nlexical = false\n";
+/// Everything that can be done to an answer.
+const EVERYTHING: &str = "[action.none]\nwatermark = true\ncanary = true\n\
+    withhold_reasoning = true\npace_tokens_per_second = 5000.0\n\
+    [words]\nreasoning_withheld = \"(not shown)\"\n";
+
+/// Runs every SDK over its streams as [`reads_what_the_stream_says`] does, under a policy.
+fn treated(policy: &str, check: impl Fn(&Sdk, &str, &Value) -> Result<(), String>) {
+    let provider = Provider::start();
+    let gateway = Gateway::in_front_of(provider.address()).policy(policy).start();
+    let mut wrong = Vec::new();
+    for sdk in SDKS {
+        let scenarios: Vec<Value> = streams::all()
+            .iter()
+            .filter(|name| !sdk.left_out.iter().any(|(left_out, _)| left_out == name))
+            .filter_map(|name| Some((name, kind_of(sdk, name)?)))
+            .map(|(name, kind)| {
+                let provider = format!("stream={name};chunks=odd");
+                json!({"name": name, "kind": kind, "stream": name.ends_with(".sse"),
+                       "provider": provider})
+            })
+            .collect();
+        let Some(seen) = drive(sdk.driver, &Target::from(&gateway), &scenarios) else { return };
+        for seen in &seen {
+            let name = seen["name"].as_str().expect("a name");
+            if let Err(fault) = check(sdk, name, seen) {
+                wrong.push(format!("{} {name}: {fault}: {seen}", sdk.driver));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}:\n{}", wrong.len(), wrong.join("\n\n"));
+}
+
+#[test]
+fn marked_answers_without_reasoning_read_the_same() {
+    let marked = std::cell::Cell::new(0);
+    treated(INVISIBLE, |sdk, name, seen| {
+        let said = streams::said(name);
+        let text = seen["text"].as_str().ok_or("no text")?;
+        let visible: String =
+            text.chars().filter(|c| !matches!(c, '\u{200b}'..='\u{200d}' | '\u{2060}')).collect();
+        marked.set(marked.get() + usize::from(text != visible));
+        let plain: String = said
+            .text
+            .chars()
+            .filter(|c| !matches!(c, '\u{200b}'..='\u{200d}' | '\u{2060}'))
+            .collect();
+        if visible != plain {
+            return Err(format!("the stream says {plain:?}"));
+        }
+        if !sdk.text_only && seen["reasoning"] != "" {
+            return Err("its reasoning is shown".to_owned());
+        }
+        if !sdk.text_only && seen["tools"] != json!(said.tools) {
+            return Err(format!("the stream calls {:?}", said.tools));
+        }
+        Ok(())
+    });
+    assert!(marked.get() > 20, "only {} answers carried marks", marked.get());
+}
+
+#[test]
+fn answers_with_everything_done_to_them_are_read() {
+    treated(EVERYTHING, |_, name, seen| {
+        let said = streams::said(name);
+        if seen["error"].is_string() {
+            return Err("it raised".to_owned());
+        }
+        let text = seen["text"].as_str().ok_or("no text")?;
+        // Another wording is a little longer or shorter, and the marks come on top.
+        let (before, now) = (said.text.chars().count(), text.chars().count());
+        if now * 10 < before * 9 || now > before * 3 / 2 + 200 {
+            return Err(format!("{before} characters became {now}"));
+        }
+        Ok(())
+    });
+}
+
+/// What the gateway refuses by policy raises the exception that its user expects.
+#[test]
+fn refusals_by_policy_are_the_sdks_own_errors() {
+    const KINDS: &[(&str, &str, &str, &str)] = &[
+        ("openai_sdk.py", "openai-chat", "PermissionDeniedError", "RateLimitError"),
+        ("openai_sdk.py", "openai-responses", "PermissionDeniedError", "RateLimitError"),
+        ("openai_sdk.mjs", "openai-chat", "PermissionDeniedError", "RateLimitError"),
+        ("anthropic_sdk.py", "anthropic", "PermissionDeniedError", "RateLimitError"),
+        ("anthropic_sdk.mjs", "anthropic", "PermissionDeniedError", "RateLimitError"),
+        ("genai_sdk.py", "gemini", "ClientError", "ClientError"),
+        ("mistral_sdk.py", "mistral", "SDKError", "SDKError"),
+        // LiteLLM goes by the error's type, which is the one that OpenAI gives a 403.
+        ("litellm_sdk.py", "openai-chat", "BadRequestError", "RateLimitError"),
+    ];
+    let provider = Provider::start();
+    for (policy, status, words) in [
+        ("[action.none]\nrefuse = true\n", 403, "suspended"),
+        (
+            "[action.none]\nverify = true\n[words]\nverify_url = \"https://example.com/v\"\n",
+            403,
+            "https://example.com/v",
+        ),
+        (
+            "[action.none]\nthrottle = [\"none\"]\n[limit.none]\nper = \"account\"\n\
+             requests_per_minute = 0.1\nburst_seconds = 0.1\n",
+            429,
+            "Rate limit",
+        ),
+    ] {
+        let gateway = Gateway::in_front_of(provider.address()).policy(policy).start();
+        let target = Target::from(&gateway);
+        let scenario =
+            |kind: &str| json!({"name": kind, "kind": kind, "stream": true, "provider": "echo"});
+        // The first request uses the limit up.
+        if drive("openai_sdk.py", &target, &[scenario("openai-chat")]).is_none() {
+            return;
+        }
+        for (driver, kind, denied, limited) in KINDS {
+            let Some(seen) = drive(driver, &target, &[scenario(kind)]) else { return };
+            let expected = if status == 429 { limited } else { denied };
+            let (seen, who) = (&seen[0], format!("{driver} {kind} {status}"));
+            assert_eq!(seen["error"], *expected, "{who}: {seen}");
+            assert!(seen["message"].as_str().is_some_and(|m| m.contains(words)), "{who}: {seen}");
+            if *driver != "litellm_sdk.py" {
+                assert_eq!(seen["status"], status, "{who}: {seen}");
+            }
+        }
+    }
+}
+
 fn kind_of(sdk: &Sdk, name: &str) -> Option<&'static str> {
     let folder = name.split('/').nth(1)?;
     sdk.folders.iter().find(|(of, _)| *of == folder).map(|(_, kind)| *kind)

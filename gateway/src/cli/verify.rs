@@ -13,6 +13,7 @@ use detectors::watermark::{Candidate, Evidence, MasterKey, Report, Verdict, Word
 use serde_json::Value;
 
 use crate::config::file::identity_key;
+use crate::enforce::marks::master_key;
 use crate::trace::{decompressed, read_line};
 
 /// A text file is read in pieces of about this size, which are documents.
@@ -37,7 +38,7 @@ pub struct Options {
     /// Texts, or data sets as .jsonl; plain, gzip or zstd; `-` reads standard input.
     #[arg(required = true, value_name = "INPUT")]
     inputs: Vec<PathBuf>,
-    /// The marks' secret key, as the gateway has it.
+    /// The gateway's `identity.key_file`: the marks' keys are derived from it.
     #[arg(long, value_name = "FILE")]
     key_file: PathBuf,
     /// Who may have been served: {"account", "cluster", "first_epoch", "last_epoch"} a line.
@@ -92,7 +93,7 @@ fn read_key(path: &Path) -> Result<MasterKey, String> {
         .and_then(|file| file.take(KEY_BYTES_MAX).read_to_end(&mut secret))
         .map_err(|error| format!("{}: cannot be read: {error}", path.display()))?;
     let key = identity_key(&secret).map_err(|error| format!("{}: {error}", path.display()))?;
-    MasterKey::new(&key).map_err(|error| format!("{}: {error}", path.display()))
+    master_key(&key).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn read_candidates(path: &Path) -> Result<Vec<Candidate>, String> {
@@ -401,7 +402,7 @@ mod tests {
     }
 
     fn marked() -> String {
-        let key = MasterKey::new(&hex::decode(KEY).unwrap()).unwrap();
+        let key = master_key(&hex::decode(KEY).unwrap()).unwrap();
         let wordings = Arc::new(Wordings::builtin().unwrap());
         let identity = Identity { account: "acc-1", subject: "c-1", epoch: 2965 };
         let marking = Marking::new(Layers::ALL, &key, &wordings, identity, []);
@@ -475,7 +476,8 @@ mod tests {
             options.json = true;
         });
         let report: Value = serde_json::from_str(&report.unwrap()).unwrap();
-        assert_eq!(report["tuples"], 0);
+        // A few are left: where a wording is exchanged, the next slot has another word before it.
+        assert!(report["tuples"].as_u64().is_some_and(|left| left < 5), "{}", report["tuples"]);
         assert_eq!(report["lexical"].as_array().unwrap().len(), 2);
         assert_eq!(report["zero_width"][0]["accounts"][0], "acc-1");
         assert_eq!(report["verdict"], "evidence");
