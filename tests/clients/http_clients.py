@@ -1,7 +1,7 @@
 """Plain HTTP clients of Python, each request on a fresh connection.
 
 A scenario names its `client`, `method`, `path`, `headers` (a list of pairs) and `body` (text), and
-optionally `body_file`. Seen are status, HTTP version, length and SHA-256 of the body as it came over
+optionally `body_file`, and a `base_url` and a `key` of its own. Seen are status, HTTP version, length and SHA-256 of the body as it came over
 the wire, not decoded.
 """
 
@@ -16,6 +16,7 @@ CA_FILE = os.environ.get("SSL_CERT_FILE")
 
 
 def see(base_url, key, scenario):
+    base_url, key = scenario.get("base_url", base_url), scenario.get("key", key)
     headers = [("authorization", "Bearer " + key)] + [tuple(h) for h in scenario.get("headers", [])]
     body = scenario.get("body", "").encode()
     if "body_file" in scenario:

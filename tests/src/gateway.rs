@@ -43,6 +43,7 @@ pub struct GatewayBuilder {
     files: Vec<(String, String)>,
     log_level: String,
     record: bool,
+    record_text: bool,
     policy: bool,
 }
 
@@ -66,6 +67,7 @@ impl Gateway {
             files: Vec::new(),
             log_level: "info".to_owned(),
             record: false,
+            record_text: false,
             policy: false,
         }
     }
@@ -324,6 +326,13 @@ impl GatewayBuilder {
         self
     }
 
+    /// Records a trace with the texts that were asked.
+    #[must_use]
+    pub fn record_texts(mut self) -> Self {
+        self.record_text = true;
+        self.record()
+    }
+
     /// Writes configuration and certificates, starts the process and waits until it is ready.
     ///
     /// # Panics
@@ -380,7 +389,11 @@ impl GatewayBuilder {
         admin: SocketAddr,
         further: &[SocketAddr],
     ) -> String {
-        let record = if self.record { "record = \"trace.jsonl\"\n" } else { "" };
+        let record = match (self.record, self.record_text) {
+            (false, _) => "",
+            (true, false) => "record = \"trace.jsonl\"\n",
+            (true, true) => "record = \"trace.jsonl\"\nrecord_text = true\n",
+        };
         let policy = if self.policy { "policy = \"policy.toml\"\n" } else { "" };
         let (upstreams, routes) = (self.upstreams.concat(), self.routes.concat());
         let (limits, server) = (self.limits.join("\n"), self.server.join("\n"));

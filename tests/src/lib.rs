@@ -8,6 +8,7 @@
 //! `STILLGATE_REQUIRE_CLIENTS=1` is set.
 
 mod authority;
+pub mod balancer;
 pub mod clients;
 mod gateway;
 pub mod hello;
