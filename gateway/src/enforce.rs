@@ -82,6 +82,15 @@ struct Kept {
     suspended: Option<Suspension>,
 }
 
+impl Kept {
+    /// Whether any of it has not ended yet.
+    fn holds(&self, now_ms: u64) -> bool {
+        let word = self.overridden.as_ref();
+        word.is_some_and(|word| word.until_ms.is_none_or(|until| now_ms < until))
+            || self.suspended.as_ref().is_some_and(|held| now_ms < held.until_ms)
+    }
+}
+
 /// How an answer is treated.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Treatment {
@@ -605,23 +614,28 @@ impl Enforcer {
             }
         }
         let Some(label) = decision.cluster.filter(|_| actions.takedown) else { return };
-        let active = |held: Takedown| held.status == Status::Active;
-        if self.takedowns.get(&hex_label(label)).is_some_and(active) {
-            // The cluster is down already: who comes to be suspected later follows.
-            self.take_down(label, account, &version, "policy", "");
-            return;
-        }
         let shadow = version.policy.in_shadow(actions, Action::Takedown);
         self.count(Some(&standing), Action::Takedown, shadow, decision.at_ms, &version);
         let rails = &version.policy.takedown;
         let members = self.judge.cluster_members(label, |_| ()).len();
-        let status = if shadow {
-            Status::Shadow
-        } else if rails.confirm || members > rails.members_max {
-            Status::Waiting
-        } else {
-            self.take_down(label, account, &version, "policy", "");
-            return;
+        let before = self.takedowns.get(&hex_label(label));
+        let status = match &before {
+            _ if shadow => Status::Shadow,
+            // The cluster is down already: who comes to be suspected later follows.
+            Some(held) if held.status == Status::Active => {
+                self.take_down(label, &held.trigger, &version, held.by, &held.reason);
+                return;
+            }
+            // Somebody took it back and has to say so if it is to be done again.
+            Some(held) if held.status == Status::Undone => {
+                self.put_up_for_review(account, Reason::TakedownWaits, Vec::new(), &version);
+                return;
+            }
+            _ if rails.confirm || members > rails.members_max => Status::Waiting,
+            _ => {
+                self.take_down(label, account, &version, "policy", "");
+                return;
+            }
         };
         if status == Status::Waiting {
             warn!(cluster = hex_label(label), members, "a takedown waits for an operator's word");
@@ -776,6 +790,10 @@ impl Enforcer {
     fn suspend(&self, account: &AccountId, suspension: Option<Suspension>) {
         {
             let mut kept = self.kept.lock();
+            if kept.len() >= OVERRIDES_MAX {
+                let now_ms = unix_ms();
+                kept.retain(|_, kept| kept.holds(now_ms));
+            }
             let entry = kept.entry(account.clone()).or_default();
             entry.suspended.clone_from(&suspension);
             if entry.overridden.is_none() && entry.suspended.is_none() {
@@ -992,4 +1010,161 @@ fn explained(decision: Decision) -> Vec<ExplainedFinding> {
         .collect();
     findings.sort_by(|a, b| b.nats.total_cmp(&a.nats));
     findings
+}
+
+#[cfg(test)]
+mod tests {
+    use detectors::facts::Facts;
+
+    use super::*;
+    use crate::judge::tests::observation;
+
+    fn enforcer(policy: &str) -> Enforcer {
+        let path = std::env::temp_dir().join(format!(
+            "stillgate-enforce-{}-{:x}.toml",
+            std::process::id(),
+            name_of(policy)
+        ));
+        std::fs::write(&path, policy).unwrap();
+        let policies = Arc::new(PolicyStore::load(Some(path.clone())).unwrap());
+        std::fs::remove_file(path).unwrap();
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let facts = Arc::new(Facts::builtin().unwrap());
+        let policy = policies.in_force().policy.clone();
+        let judge = Arc::new(Judge::new(policy, facts, [1; 16], metrics.clone()));
+        let marks = Marks::new(marks::master_key(b"key").unwrap()).unwrap();
+        Enforcer::new(policies, judge, [1; 16], marks, metrics)
+    }
+
+    fn name_of(text: &str) -> u64 {
+        detectors::keyed::hash(&[7; 16], text.as_bytes())
+    }
+
+    fn word(tier: Tier) -> Option<Override> {
+        Some(Override { tier, reason: "test".to_owned(), since_ms: 0, until_ms: None })
+    }
+
+    fn asks(enforcer: &Enforcer, number: u64) -> Result<Leave, Denied> {
+        enforcer.admit(&mut observation("a", number, "How are you?"))
+    }
+
+    #[test]
+    fn a_tier_brings_its_actions_and_an_override_changes_it() {
+        let unlimited =
+            "[limit.suspect]\nper = \"account\"\n[limit.suspect_cluster]\nper = \"cluster\"\n";
+        let enforcer = enforcer(unlimited);
+        let account = AccountId::new("a");
+        assert!(asks(&enforcer, 1).ok().unwrap().treatment().is_nothing());
+        for (tier, check) in [
+            (Tier::Medium, (|t: &Treatment| t.pace == Some(40.0) && !t.watermark) as fn(&_) -> _),
+            (Tier::High, |t| t.pace == Some(20.0) && t.watermark && t.canary),
+            (Tier::High, |t| t.withhold_reasoning == Some(String::new())),
+        ] {
+            enforcer.override_tier(&account, word(tier)).unwrap();
+            let leave = asks(&enforcer, 2).ok().unwrap();
+            assert!(check(leave.treatment()), "{tier:?}: {:?}", leave.treatment());
+        }
+        enforcer.override_tier(&account, word(Tier::Critical)).unwrap();
+        let denied = asks(&enforcer, 3).err().unwrap();
+        assert_eq!((denied.kind, denied.reason), (RefusalKind::PermissionDenied, "refused"));
+        enforcer.override_tier(&account, None).unwrap();
+        assert!(asks(&enforcer, 4).is_ok());
+    }
+
+    #[test]
+    fn an_answer_under_way_is_looked_at_again_when_something_changed() {
+        let enforcer = enforcer("");
+        let account = AccountId::new("a");
+        let mut leave = asks(&enforcer, 1).ok().unwrap();
+        assert!(!leave.is_stale());
+        enforcer.override_tier(&account, word(Tier::High)).unwrap();
+        assert!(leave.is_stale());
+        let treatment = enforcer.look_again(&mut leave).unwrap();
+        assert!(treatment.watermark && treatment.end.is_none() && !leave.is_stale());
+        assert_eq!(enforcer.look_again(&mut leave), None, "nothing has changed since");
+        enforcer.override_tier(&account, word(Tier::Critical)).unwrap();
+        let treatment = enforcer.look_again(&mut leave).unwrap();
+        assert_eq!(treatment.end.map(|denied| denied.reason), Some("refused"));
+    }
+
+    #[test]
+    fn a_suspension_ends_with_its_time_or_an_operators_word() {
+        let enforcer = enforcer("");
+        let account = AccountId::new("a");
+        let until = |until_ms| Suspension { cluster: "c".to_owned(), since_ms: 0, until_ms };
+        enforcer.suspend(&account, Some(until(unix_ms() + 60_000)));
+        assert_eq!(asks(&enforcer, 1).err().unwrap().reason, "suspended");
+        // A standing that was let go comes back with it.
+        enforcer.standings.invalidate(&account);
+        assert_eq!(asks(&enforcer, 2).err().unwrap().reason, "suspended");
+        enforcer.override_tier(&account, word(Tier::None)).unwrap();
+        assert!(asks(&enforcer, 3).is_ok());
+        enforcer.override_tier(&account, None).unwrap();
+        enforcer.suspend(&account, Some(until(unix_ms() - 1)));
+        assert!(asks(&enforcer, 4).is_ok());
+        enforcer.suspend(&account, None);
+        assert!(enforcer.kept.lock().is_empty());
+    }
+
+    #[test]
+    fn in_shadow_even_a_suspension_is_only_counted() {
+        let enforcer = enforcer("[enforcement]\nshadow = true\n");
+        let account = AccountId::new("a");
+        let suspension =
+            Suspension { cluster: "c".to_owned(), since_ms: 0, until_ms: unix_ms() + 60_000 };
+        enforcer.suspend(&account, Some(suspension));
+        assert!(asks(&enforcer, 1).is_ok());
+        let shadow = enforcer.metrics.actions.with_label_values(&["refuse", "shadow"]);
+        assert_eq!(shadow.get(), 1);
+    }
+
+    #[test]
+    fn a_late_judgement_goes_by_the_policys_word() {
+        for (policy, served) in
+            [("", true), ("[enforcement]\nwhen_late = \"refuse\"\ninline_ms_max = 1\n", false)]
+        {
+            let enforcer = Arc::new(enforcer(policy));
+            let (held, done) = (enforcer.clone(), Arc::new(std::sync::Barrier::new(2)));
+            let waits = done.clone();
+            let holds = std::thread::spawn(move || {
+                held.judge.account(&AccountId::new("b"), |_| ());
+                held.judge.hold(|| {
+                    waits.wait();
+                    waits.wait();
+                });
+            });
+            done.wait();
+            let asked = asks(&enforcer, 1);
+            done.wait();
+            holds.join().unwrap();
+            assert_eq!(asked.is_ok(), served, "{policy}");
+            assert_eq!(enforcer.metrics.judgements_late.get(), 1);
+        }
+    }
+
+    #[test]
+    fn a_rule_frees_an_organisation_of_everything() {
+        let enforcer = enforcer("[[rule]]\norganisation = \"org-1\"\n");
+        let account = AccountId::new("a");
+        enforcer.override_tier(&account, word(Tier::Critical)).unwrap();
+        let mut asked = observation("a", 1, "How are you?");
+        asked.organisation = Some(OrganisationId::new("org-1"));
+        assert!(enforcer.admit(&mut asked).ok().unwrap().treatment().is_nothing());
+        asked.organisation = None;
+        assert!(enforcer.admit(&mut asked).is_err());
+    }
+
+    #[test]
+    fn tokens_are_the_providers_or_reckoned() {
+        let mut seen = observation("a", 1, &"word ".repeat(80));
+        let answer = Answer { text_chars: 41, bytes: 900, ..Answer::default() };
+        assert_eq!(used(&seen, &answer).output, 11);
+        assert_eq!(used(&seen, &Answer::default()), Tokens::default(), "never served");
+        seen.answer.usage = Some(detectors::Usage {
+            prompt_tokens: 7,
+            completion_tokens: 9,
+            ..detectors::Usage::default()
+        });
+        assert_eq!(used(&seen, &seen.answer), Tokens { input: 7, output: 9 });
+    }
 }

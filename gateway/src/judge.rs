@@ -136,6 +136,13 @@ impl Judge {
         Ok(())
     }
 
+    /// Keeps the engine from everybody else while `run` runs.
+    #[cfg(test)]
+    pub(crate) fn hold(&self, run: impl FnOnce()) {
+        let _engine = self.engine.lock();
+        run();
+    }
+
     fn next(&self) -> Option<Work> {
         // Held while it waits: the others wait for their turn, which comes to the same.
         let work = self.work.lock().recv().ok();

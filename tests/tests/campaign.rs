@@ -53,8 +53,17 @@ fn a_live_campaign_climbs_the_tiers_and_customers_stay_where_they_are() {
     assert_eq!(harvested[0]["status"], 200, "{}", harvested[0]);
     assert!(harvested.iter().any(has_marks), "nothing of the campaign's was marked");
     assert_eq!(harvested.last().expect("many")["status"], 403, "the campaign is not ended");
-    let takedowns = gateway.admin("/v1/clusters").json();
-    assert!(takedowns["clusters"].as_array().is_some_and(|all| !all.is_empty()), "{takedowns}");
+    let clusters = gateway.admin("/v1/clusters").json();
+    let cluster = clusters["clusters"][0]["cluster"].as_str().expect("a cluster").to_owned();
+    let path = format!("/v1/clusters/{cluster}/takedown");
+    let takedown = gateway.admin(&path).json();
+    assert_eq!(takedown["status"], "active", "{takedown}");
+    let indicators = &takedown["indicators"];
+    let ips = indicators["ips"].as_array().expect("addresses");
+    assert!(ips.iter().all(|ip| ip.as_str().is_some_and(|ip| ip.starts_with("203.0."))), "{ips:?}");
+    for kind in ["subnets", "ja3", "ja4", "h2", "watermark_tokens", "accounts"] {
+        assert!(indicators[kind].as_array().is_some_and(|all| !all.is_empty()), "{indicators}");
+    }
 
     let accounts = accounts(&gateway);
     assert_eq!(accounts.len(), CAMPAIGN + CUSTOMERS);
@@ -72,6 +81,14 @@ fn a_live_campaign_climbs_the_tiers_and_customers_stay_where_they_are() {
         }
         assert!(!harvests || (taken("pace") && taken("refuse")), "{}", live[id]);
     }
+    assert!(live.values().any(|explained| explained["suspended"]["cluster"] == *cluster));
+    assert_eq!(gateway.admin_do("DELETE", &path, "").status, 200, "it is taken back");
+    for id in accounts.keys() {
+        let explained = gateway.admin(&format!("/v1/accounts/{id}")).json();
+        assert!(explained["suspended"].is_null(), "{explained}");
+    }
+    let review = gateway.admin("/v1/review?limit=1000").text();
+    assert!(!review.contains("lighthouse") && review.contains("hydra"), "{review}");
     gateway.signal(rustix::process::Signal::TERM);
     assert!(gateway.wait(Duration::from_secs(40)).is_some(), "it does not end");
     let replayed = replay(&gateway);

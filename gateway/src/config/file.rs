@@ -1875,6 +1875,7 @@ threads = "two"
         directory.certificate("certificates/clients-ca", &["clients.example.com"]);
         directory.certificate("certificates/internal", &["internal.example.com"]);
         directory.write("GeoLite2-ASN.mmdb", crate::network::tests::sample_database());
+        directory.write("policy.toml", "");
         for list in ["tor-exits.txt", "proxies.txt", "vpns.txt"] {
             directory.write(list, "192.0.2.1\n");
         }

@@ -111,6 +111,7 @@ pub async fn run(
         content_type: None,
         length_told: false,
         upstream_ended: false,
+        to_end: None,
         ended_early: false,
         write_mode: plan.connection.write_mode.clone(),
         reader: None,
@@ -152,6 +153,8 @@ struct Relay<'l> {
     length_told: bool,
     /// Nothing more comes from the upstream.
     upstream_ended: bool,
+    /// Why the answer is to be ended at the next event.
+    to_end: Option<Denied>,
     /// The answer was ended before the upstream had ended it.
     ended_early: bool,
     write_mode: Arc<WriteMode>,
@@ -474,6 +477,11 @@ impl Relay<'_> {
         let without_body = session.req_header().method == Method::HEAD
             || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         self.note_head(plan, &head, upgrade);
+        if self.leave.is_stale() {
+            // The tier may have changed while the model was thinking.
+            let anew = plan.enforcer.look_again(self.leave);
+            self.to_end = anew.and_then(|treatment| treatment.end);
+        }
         let has_body = !(end && self.gathered.is_empty());
         if has_body && !without_body {
             self.shape = self.shaped(plan, false).map(Box::new);
@@ -584,7 +592,7 @@ impl Relay<'_> {
         }
         self.received_total += bytes.len() as u64;
         self.upstream_ended |= end;
-        if self.leave.is_stale()
+        if (self.leave.is_stale() || self.to_end.is_some())
             && let Some(step) = self.treat_anew(session, plan, &mut bytes).await?
         {
             return Ok(step);
@@ -649,27 +657,31 @@ impl Relay<'_> {
         plan: &Plan<'_>,
         bytes: &mut Bytes,
     ) -> Result<Option<Step>, Fault> {
+        // A body that is no stream is over before anything could be done about it.
+        let Some(reader) = self.reader.as_ref().filter(|reader| reader.is_event_stream()) else {
+            return Ok(None);
+        };
         // Where the next event begins: behind what is shaped, which leaves in whole events, or
         // where the answer so far, which went out as it came, has its next boundary.
-        let boundary = match (&self.shape, &self.reader) {
-            (None, Some(reader)) => reader.next_boundary(bytes),
-            (None, None) => None,
-            (Some(_), _) => Some(0),
-        };
-        // Not in the middle of an event, nor of a body that is no stream: later, or never.
+        let boundary = if self.shape.is_some() { Some(0) } else { reader.next_boundary(bytes) };
         let Some(boundary) = boundary else { return Ok(None) };
-        let Some(treatment) = plan.enforcer.look_again(self.leave) else { return Ok(None) };
+        let anew = plan.enforcer.look_again(self.leave);
+        if anew.is_none() && self.to_end.is_none() {
+            return Ok(None);
+        }
+        let pace = self.leave.treatment().pace;
+        self.to_end = anew.and_then(|treatment| treatment.end).or(self.to_end.take());
         if boundary > 0 {
             let head = bytes.split_to(boundary);
             let read = head.clone();
             self.write(session, plan, head, false).await?;
             self.count(&read);
         }
-        if let Some(denied) = treatment.end {
+        if let Some(denied) = self.to_end.take() {
             return self.end_early(session, plan, &denied).await.map(Some);
         }
         match &mut self.shape {
-            Some(shape) => shape.set_pace(treatment.pace),
+            Some(shape) => shape.set_pace(pace),
             None if !self.length_told => {
                 self.shape = self.shaped(plan, true).map(Box::new);
             }

@@ -119,6 +119,12 @@ impl AnswerReader {
         self.feed(bytes, &mut |_| {});
     }
 
+    /// Whether the body is a stream of server-sent events, as far as is known.
+    #[must_use]
+    pub fn is_event_stream(&self) -> bool {
+        matches!(self.body, Body::Sse(_))
+    }
+
     /// Where in `bytes`, the next piece of an event stream, an event ends: 0 where one has just
     /// ended. `None` where none does, or the body is no event stream.
     #[must_use]
