@@ -293,7 +293,7 @@ impl Enforcer {
         let standing = observation.account.as_ref().map(|account| self.standing(account));
         if let Some(standing) = &standing {
             self.profile(standing, observation);
-            self.recognise(standing, observation);
+            let owners = self.recognise(standing, observation);
             let patience = Duration::from_millis(version.policy.enforcement.inline_ms_max);
             match self.judge.arrived(observation, patience) {
                 Judged::Decided(decision) => self.decided(&decision),
@@ -309,6 +309,13 @@ impl Enforcer {
                     });
                 }
                 Judged::Late => {}
+            }
+            // The engine knows the account now, so that there is something to show of it.
+            if !owners.is_empty() {
+                let account = standing.account.clone();
+                if self.afterwards.try_send(FollowUp::Mark { account, owners }).is_err() {
+                    self.metrics.reviews_dropped.inc();
+                }
             }
             let seconds = begun.elapsed().as_secs_f64();
             self.metrics.judgement_duration.with_label_values::<&str>(&[]).observe(seconds);
@@ -441,8 +448,8 @@ impl Enforcer {
         self.marks.candidates()
     }
 
-    /// Looks for what was served to others in a prompt.
-    fn recognise(&self, standing: &Standing, observation: &mut Observation) {
+    /// Looks for what was served to others in a prompt; returns to whom.
+    fn recognise(&self, standing: &Standing, observation: &mut Observation) -> Vec<AccountId> {
         let returned = self.marks.returned(&observation.conversation);
         let own = standing.read(|state| state.cluster);
         // Whoever shares a cluster or an organisation may well pass answers on.
@@ -466,14 +473,8 @@ impl Enforcer {
         owners.sort_unstable();
         owners.dedup();
         observation.foreign_marks = u32::try_from(owners.len()).unwrap_or(u32::MAX);
-        if owners.is_empty() {
-            return;
-        }
         owners.truncate(OWNERS_SHOWN);
-        let account = standing.account.clone();
-        if self.afterwards.try_send(FollowUp::Mark { account, owners }).is_err() {
-            self.metrics.reviews_dropped.inc();
-        }
+        owners
     }
 
     /// An account handed in what was served to others.
@@ -1152,6 +1153,34 @@ mod tests {
         assert!(enforcer.admit(&mut asked).ok().unwrap().treatment().is_nothing());
         asked.organisation = None;
         assert!(enforcer.admit(&mut asked).is_err());
+    }
+
+    #[test]
+    fn what_was_served_to_another_is_attributed_when_it_comes_back() {
+        let enforcer = Arc::new(enforcer("[watermark]\nlexical = false\n"));
+        enforcer.start().unwrap();
+        let owner = AccountId::new("owner");
+        enforcer.override_tier(&owner, word(Tier::High)).unwrap();
+        let mut asked = observation("owner", 1, "Tell me about bread.");
+        let leave = enforcer.admit(&mut asked).ok().unwrap();
+        let changes = enforcer.changes(&leave, &asked.conversation, None).unwrap();
+        let mut marker = changes.mark.unwrap()(crate::wire::TextId::default()).unwrap();
+        let (mut served, prose) = (String::new(), crate::demo::prose::answer);
+        let text = (0..12).map(prose).collect::<Vec<_>>().join("\n\n");
+        marker.push(&text, &mut served);
+        marker.finish(&mut served);
+        for (account, foreign) in [("owner", 0), ("thief", 1)] {
+            let mut brought = observation(account, 2, &served);
+            assert!(enforcer.admit(&mut brought).is_ok());
+            assert_eq!(brought.foreign_marks, foreign, "{account}");
+        }
+        let begun = Instant::now();
+        while !enforcer.reviews.list(9).iter().any(|entry| entry.reason == Reason::Mark) {
+            assert!(begun.elapsed() < Duration::from_secs(10), "nobody is to look at it");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let entry = enforcer.reviews.take(&AccountId::new("thief")).unwrap();
+        assert_eq!((entry.reason, entry.marks_of), (Reason::Mark, vec![owner]));
     }
 
     #[test]

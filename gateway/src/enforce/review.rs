@@ -12,16 +12,16 @@ use serde::Serialize;
 
 use crate::limits::REVIEW_MAX;
 
-/// Why an account is in the queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// Why an account is in the queue; what weighs more comes later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// Its tier has risen.
     Tier,
-    /// The takedown of its cluster waits for an operator's word.
-    TakedownWaits,
     /// It handed in what was served to somebody else.
     Mark,
+    /// The takedown of its cluster waits for an operator's word.
+    TakedownWaits,
 }
 
 /// An account in the queue.
@@ -67,9 +67,7 @@ impl Queue {
         let same = |held: &&mut Entry| held.account == entry.account;
         if let Some(held) = entries.iter_mut().find(same) {
             entry.since_ms = held.since_ms;
-            if held.reason == Reason::TakedownWaits {
-                entry.reason = held.reason;
-            }
+            entry.reason = entry.reason.max(held.reason);
             if entry.marks_of.is_empty() {
                 entry.marks_of = std::mem::take(&mut held.marks_of);
             }

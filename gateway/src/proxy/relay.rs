@@ -699,7 +699,8 @@ impl Relay<'_> {
     ) -> Result<Step, Fault> {
         self.ended_early = true;
         let event = stream_error(self.format, &denied.refusal(plan.request_id));
-        if self.length_told || !self.undelivered.is_empty() {
+        let between = self.shape.as_mut().is_none_or(|shape| shape.break_off());
+        if self.length_told || !between || !self.undelivered.is_empty() {
             // There is no room for an event: the client sees that it is cut off.
             let error = Error::explain(ErrorType::ConnectionClosed, "ended by policy");
             return Err(Fault::Upstream(error));

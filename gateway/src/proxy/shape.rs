@@ -218,6 +218,13 @@ impl Shape {
         self.ready.is_empty() && self.next_due().is_none()
     }
 
+    /// The answer ends here, and what waits is let go. Whether what went out ends between two events:
+    /// it does not within one that was too long to be held.
+    #[must_use]
+    pub fn break_off(&mut self) -> bool {
+        self.rewriter.as_mut().is_none_or(|rewriter| rewriter.break_off(&mut BytesMut::new()))
+    }
+
     /// Lets the rest go at another pace, or as it comes.
     pub fn set_pace(&mut self, tokens_per_second: Option<f64>) {
         match (tokens_per_second, &mut self.pace) {
