@@ -13,19 +13,32 @@ const PATTERNS: &[&str] = &["whole", "events", "odd"];
 
 #[test]
 fn curl_http1() {
-    curl_gets_every_stream("--http1.1", "1.1");
+    curl_gets_every_stream("--http1.1", "1.1", "");
 }
 
 #[test]
 fn curl_http2() {
-    curl_gets_every_stream("--http2", "2");
+    curl_gets_every_stream("--http2", "2", "");
+}
+
+/// Pacing changes when bytes come, and no byte.
+const PACED: &str = "[action.none]\npace_tokens_per_second = 10000.0\n";
+
+#[test]
+fn curl_http1_paced() {
+    curl_gets_every_stream("--http1.1", "1.1", PACED);
+}
+
+#[test]
+fn curl_http2_paced() {
+    curl_gets_every_stream("--http2", "2", PACED);
 }
 
 /// One process and one connection for all streams, so that an answer's end is told from the next
 /// answer's start.
-fn curl_gets_every_stream(version: &str, expected_version: &str) {
+fn curl_gets_every_stream(version: &str, expected_version: &str, policy: &str) {
     let provider = Provider::start();
-    let gateway = Gateway::in_front_of(provider.address()).start();
+    let gateway = Gateway::in_front_of(provider.address()).policy(policy).start();
     let Some(mut command) = curl(&Target::from(&gateway)) else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = String::new();

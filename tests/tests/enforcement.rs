@@ -216,6 +216,88 @@ fn path_of(name: &str) -> Option<&'static str> {
     })
 }
 
+const PROSE: &str = "own/openai-chat/prose.sse";
+
+#[test]
+fn what_was_collected_names_the_account() {
+    let provider = Provider::start();
+    let gateway = Gateway::in_front_of(provider.address())
+        .policy("[action.high]\nwatermark = true\ncanary = true\n")
+        .start();
+    let account = account_at(&gateway, "sk-collects", "high");
+    account_at(&gateway, "sk-other", "high");
+    let collect = |key: &str| text_of(&ask(&gateway, key, &format!("stream={PROSE}")).text());
+    let (marked, plain) = (collect("sk-collects"), collect("sk-unmarked"));
+    assert_ne!(marked, plain);
+    assert_eq!(plain, streams::said(PROSE).text);
+    collect("sk-other");
+    let write = |name: &str, text: &str| {
+        let path = gateway.folder().join(name);
+        std::fs::write(&path, text).expect("a written file");
+        path
+    };
+    let candidates = write("candidates.jsonl", &gateway.admin("/v1/marks").text());
+    let dataset: String = (0..3)
+        .map(|_| collect("sk-collects"))
+        .map(|answer| json!({"prompt": "Tell me.", "completion": answer}).to_string() + "\n")
+        .collect();
+    let verify = |file: &std::path::Path| {
+        let output = std::process::Command::new(harness::binary())
+            .arg("verify")
+            .arg("--key-file")
+            .arg(gateway.folder().join("account.key"))
+            .arg("--candidates")
+            .arg(&candidates)
+            .args(["--json".as_ref(), file.as_os_str()])
+            .output()
+            .expect("it runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).expect("a report")
+    };
+    for file in [write("marked.txt", &marked), write("marked.jsonl", &dataset)] {
+        let report = verify(&file);
+        assert_eq!(report["verdict"], "evidence", "{report}");
+        let frames = report["zero_width"].as_array().expect("frames");
+        assert!(!frames.is_empty(), "{report}");
+        assert!(frames.iter().all(|frame| frame["accounts"] == json!([account])), "{report}");
+    }
+    assert_eq!(verify(&write("plain.txt", &plain))["verdict"], "no_evidence");
+}
+
+#[test]
+fn an_answer_is_marked_from_its_middle_on() {
+    let provider = Provider::start();
+    let gateway = Gateway::in_front_of(provider.address())
+        .policy("[action.high]\nwatermark = true\n[watermark]\nlexical = false\n")
+        .start();
+    // Above tier none the text of an answer is followed.
+    let account = account_at(&gateway, "sk-middle", "low");
+    let directive = format!("stream={PROSE};chunks=paced:5");
+    let bytes = request("sk-middle", CHAT, &directive, &chat("Tell me everything."));
+    let address = gateway.plain_address();
+    let running = std::thread::spawn(move || http1::plain(address, &bytes));
+    std::thread::sleep(Duration::from_millis(300));
+    gateway.set_tier(&account, "high");
+    let answer = running.join().expect("it ran");
+    let text = text_of(&answer.text());
+    let first = text.find(ZERO_WIDTH).expect("marks");
+    assert!(answer.complete && first > 100, "marked at {first}: {text}");
+    let visible: String = text.chars().filter(|c| !ZERO_WIDTH.contains(c)).collect();
+    assert_eq!(visible, streams::said(PROSE).text);
+    let paragraph = text[..first].rfind("\n\n").expect("a paragraph before it");
+    assert!(!text[..paragraph].contains(ZERO_WIDTH));
+}
+
+/// The text of a chat stream.
+fn text_of(body: &str) -> String {
+    let events = body.lines().filter_map(|line| line.strip_prefix("data: {"));
+    let values =
+        events.map(|rest| serde_json::from_str::<Value>(&format!("{{{rest}")).expect("JSON"));
+    values
+        .filter_map(|event| event["choices"][0]["delta"]["content"].as_str().map(str::to_owned))
+        .collect()
+}
+
 #[test]
 fn limits_hold_and_say_when_to_come_again() {
     let provider = Provider::start();

@@ -66,6 +66,7 @@ fn planted_texts_are_found_nowhere() {
     let gateway = Gateway::builder()
         .upstream("main", &[provider.address()], "first_byte_timeout_seconds = 2")
         .upstream("down", &[([127, 0, 0, 1], harness::free_port()).into()], "")
+        .policy("[action.none]\nwatermark = true\ncanary = true\nwithhold_reasoning = true\n")
         .limit("body_bytes_max = 100000")
         .log_level("debug")
         .record()
@@ -91,6 +92,17 @@ fn planted_texts_are_found_nowhere() {
     let exchanges = gateway.admin("/v1/exchanges?limit=1000").text();
     let metrics = gateway.admin("/metrics").text();
     let missing = gateway.admin(&format!("/{KEY}")).text();
+    let accounts: std::collections::BTreeSet<String> = gateway
+        .exchanges(1000)
+        .iter()
+        .filter_map(|exchange| exchange["account"].as_str().map(str::to_owned))
+        .collect();
+    let explained: String = accounts
+        .iter()
+        .map(|account| gateway.admin(&format!("/v1/accounts/{account}")).text())
+        .chain(["/v1/review", "/v1/clusters", "/v1/marks"].map(|path| gateway.admin(path).text()))
+        .collect();
+    assert!(explained.contains("findings") && explained.contains("first_epoch"), "{explained}");
     gateway.signal(rustix::process::Signal::TERM);
     let mut gateway = gateway;
     let ended = gateway.wait(std::time::Duration::from_secs(40));
@@ -104,6 +116,7 @@ fn planted_texts_are_found_nowhere() {
         ("the trace", &trace),
         ("/v1/exchanges", &exchanges),
         ("/metrics", &metrics),
+        ("accounts, review, clusters and marks", &explained),
         ("a 404 of the admin endpoint", &missing),
     ];
     let mut found = Vec::new();
