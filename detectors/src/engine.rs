@@ -152,6 +152,14 @@ impl Engine {
         self.policy = policy;
     }
 
+    /// Grows what is about to be full. For whoever has time: growing in the middle of an exchange
+    /// would hold that exchange up.
+    pub fn make_room(&mut self) {
+        self.accounts.make_room();
+        self.resolvers.make_room();
+        self.pivots.make_room();
+    }
+
     /// The accounts whose ties put them into a cluster, in the order of their pseudonyms.
     #[must_use]
     pub fn cluster_members(&self, label: u64) -> Vec<&Account> {

@@ -236,6 +236,14 @@ impl<V> Generations<V> {
         self.young.entry(key).or_insert_with(|| unreachable!("it was just put there"))
     }
 
+    /// Grows the table ahead of need: growing in the middle of an exchange would hold that one up.
+    pub fn make_room(&mut self) {
+        let (held, room) = (self.young.len(), self.young.capacity());
+        if room - held <= room / 16 && held < self.each_max {
+            self.young.reserve(room.max(1_024).min(self.each_max - held));
+        }
+    }
+
     /// Every value held, in no order that means anything.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &V)> {
         self.young.iter().chain(&self.old).map(|(key, value)| (*key, value))
@@ -285,6 +293,11 @@ impl Pivots {
         Self {
             families: Family::ALL.iter().map(|family| Generations::new(bound(family))).collect(),
         }
+    }
+
+    /// Grows the tables ahead of need, see [`Generations::make_room`].
+    pub fn make_room(&mut self) {
+        self.families.iter_mut().for_each(Generations::make_room);
     }
 
     /// Notes that an account was seen with a value. Returns whether somebody else was before.
@@ -370,5 +383,24 @@ impl Pivots {
             family.table_bytes() + family.iter().map(|(_, pivot)| pivot.heap_bytes()).sum::<usize>()
         };
         self.families.iter().map(of).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_made_ahead_and_within_the_bound() {
+        let mut held: Generations<u32> = Generations::new(100_000);
+        let mut grown = 0;
+        for key in 0..200_000_u64 {
+            held.make_room();
+            let before = held.young.capacity();
+            held.touch(key.wrapping_mul(0x9e37_79b9_7f4a_7c15), || 0);
+            grown += usize::from(held.young.capacity() > before);
+        }
+        assert_eq!(grown, 0, "a touch has grown the table");
+        assert!(held.young.capacity() < 2 * 50_000 + 20_000, "{}", held.young.capacity());
     }
 }

@@ -154,7 +154,11 @@ impl Judge {
         match work {
             Work::Understand(mut pending) => {
                 pending.read(&self.facts);
-                let decision = self.engine.lock().understood(&pending);
+                let decision = {
+                    let mut engine = self.engine.lock();
+                    engine.make_room();
+                    engine.understood(&pending)
+                };
                 if let Some(decision) = decision {
                     on_decision(&decision);
                 }
