@@ -1,8 +1,9 @@
 //! `stillgate demo`: the whole gateway with everything embedded.
 //!
 //! A certificate made at start, a sample upstream in this process, the gateway in front of it and
-//! a little traffic through both, so that one command shows what the gateway sees. Nothing is
-//! kept: files lie in a temporary folder that is removed at the end.
+//! a little traffic through both, so that one command shows what the gateway sees; then customers
+//! and a campaign, so that it shows what the gateway does. Nothing is kept: files lie in a temporary
+//! folder that is removed at the end.
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
@@ -26,13 +27,17 @@ use crate::config::{
     Admin, Certificate, Config, Identity, Listener, ListenerTls, Log, Route, Secret, Server,
     Upstream, UpstreamProtocol,
 };
-use crate::demo::sample_upstream;
+use crate::demo::report::Ink;
+use crate::demo::{sample_upstream, show};
 use crate::exchanges::Exchange;
 use crate::gateway::Gateway;
 use crate::limits::Limits;
 
 /// Longest wait for the gateway to serve, and for one sample exchange.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Connections at once. Enough for one machine's own, and few enough for any limit on descriptors.
+const CONNECTIONS_MAX: usize = 1_024;
 
 /// Options of `stillgate demo`.
 #[derive(Debug, Args)]
@@ -53,7 +58,7 @@ pub struct Options {
 /// # Errors
 /// What is wrong with the machine, in words for the person who started it.
 pub fn run(options: &Options) -> Result<(), String> {
-    start_log(&Log { level: "warn".to_owned(), json: false })?;
+    start_log(&log())?;
     let folder = Folder::new()?;
     make_certificates(&folder.0, options.listen)?;
     let upstream = TcpListener::bind(loopback(0))
@@ -62,10 +67,12 @@ pub fn run(options: &Options) -> Result<(), String> {
         .local_addr()
         .map_err(|error| format!("sample upstream has no address: {error}"))?;
     let secrets = Secrets::new();
-    let config = config(options, &folder.0, upstream_address, &secrets);
+    let clients = free_address()?;
+    let config = config(options, &folder.0, upstream_address, clients, &secrets);
     let running = assemble(config, false)?;
     let shown = Shown {
         listen: options.listen,
+        clients,
         admin: options.admin,
         ca: folder.0.join("ca.pem"),
         secrets,
@@ -78,6 +85,17 @@ pub fn run(options: &Options) -> Result<(), String> {
         .map_err(|error| format!("cannot start a thread: {error}"))?;
     running.serve();
     Ok(())
+}
+
+/// What is said beside the show. What is done about accounts is its subject.
+fn log() -> Log {
+    Log { level: "warn,gateway::enforce=error,stillgate::marks=error".to_owned(), json: false }
+}
+
+/// A loopback address that nobody listens on.
+fn free_address() -> Result<SocketAddr, String> {
+    let bound = TcpListener::bind(loopback(0)).and_then(|listener| listener.local_addr());
+    bound.map_err(|error| format!("cannot listen on loopback: {error}"))
 }
 
 /// Files of the demo, removed at its end.
@@ -161,21 +179,34 @@ fn make_certificates(folder: &Path, listen: SocketAddr) -> Result<(), String> {
     write("key.pem", &key)
 }
 
-fn config(options: &Options, folder: &Path, upstream: SocketAddr, secrets: &Secrets) -> Config {
+/// `clients` is where the demo's own clients come in, each from an address of its own, as they would
+/// through a load balancer.
+fn config(
+    options: &Options,
+    folder: &Path,
+    upstream: SocketAddr,
+    clients: SocketAddr,
+    secrets: &Secrets,
+) -> Config {
+    let listener = |address: SocketAddr, proxy_protocol_from| Listener {
+        address,
+        tls: Some(ListenerTls {
+            certificates: vec![Certificate {
+                chain: folder.join("certificate.pem"),
+                key: folder.join("key.pem"),
+            }],
+            client_ca: None,
+            client_certificate_required: false,
+        }),
+        proxy_protocol_from,
+        fingerprint_headers: None,
+    };
+    let mut listeners = vec![listener(options.listen, Vec::new())];
+    if !options.no_traffic {
+        listeners.push(listener(clients, vec![clients.ip().into()]));
+    }
     Config {
-        listeners: vec![Listener {
-            address: options.listen,
-            tls: Some(ListenerTls {
-                certificates: vec![Certificate {
-                    chain: folder.join("certificate.pem"),
-                    key: folder.join("key.pem"),
-                }],
-                client_ca: None,
-                client_certificate_required: false,
-            }),
-            proxy_protocol_from: Vec::new(),
-            fingerprint_headers: None,
-        }],
+        listeners,
         routes: vec![Route {
             name: "sample".into(),
             host: None,
@@ -206,14 +237,14 @@ fn config(options: &Options, folder: &Path, upstream: SocketAddr, secrets: &Secr
         },
         admin: Admin { address: options.admin, token: Secret::new(secrets.admin_token.clone()) },
         record: None,
-        limits: Limits::default(),
+        limits: Limits { connections_max: CONNECTIONS_MAX, ..Limits::default() },
         server: Server {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             drain: Duration::from_secs(5),
             upgrade_socket: folder.join("upgrade.sock"),
             pid_file: None,
         },
-        log: Log { level: "warn".to_owned(), json: false },
+        log: log(),
         warnings: Vec::new(),
     }
 }
@@ -221,6 +252,7 @@ fn config(options: &Options, folder: &Path, upstream: SocketAddr, secrets: &Secr
 /// What runs beside the gateway: the sample upstream, the traffic, the summary.
 struct Shown {
     listen: SocketAddr,
+    clients: SocketAddr,
     admin: SocketAddr,
     ca: PathBuf,
     secrets: Secrets,
@@ -265,11 +297,23 @@ impl Shown {
                 sent.map_err(|_| format!("{}: no answer in time", sample.path))??;
             }
         }
-        let summary = self.summary();
-        let mut out = std::io::stdout().lock();
-        out.write_all(summary.as_bytes())
-            .and_then(|()| out.flush())
-            .map_err(|error| error.to_string())
+        print(&self.greeting())?;
+        if self.traffic {
+            let stage = show::Stage {
+                gateway: self.gateway.clone(),
+                listener: self.clients,
+                identity: self.secrets.identity.clone(),
+                admin_token: self.secrets.admin_token.clone(),
+                new_key: || format!("sk-demo-{}", random_hex(12)),
+            };
+            let (ca, ink) = (self.ca.clone(), ink());
+            // Its clients are threads that wait; the sample upstream goes on here.
+            let shown = tokio::task::spawn_blocking(move || {
+                show::run(&stage, &ca, ink, &mut std::io::stdout())
+            });
+            shown.await.map_err(|error| error.to_string())??;
+        }
+        print(&self.invitation())
     }
 
     /// The listening address as this machine reaches it.
@@ -379,30 +423,32 @@ impl Shown {
         if status == 200 { Ok(()) } else { Err(format!("{}: status {status}", sample.path)) }
     }
 
-    fn summary(&self) -> String {
+    /// What runs, and what it saw first.
+    fn greeting(&self) -> String {
+        let mut text =
+            format!("\n{}\n", ink().bold("Stillgate is running in front of a sample model API."));
+        let seen = self.gateway.exchanges.latest(20);
+        if !seen.is_empty() {
+            let _ = write!(text, "\n{}\n\n", ink().bold("What it saw of the sample traffic"));
+            text.push_str(&table(&seen));
+        }
+        text
+    }
+
+    /// Where it is, and lines to paste.
+    fn invitation(&self) -> String {
         let base = format!("https://localhost:{}", self.listen.port());
-        let (bold, plain) =
-            if std::io::stdout().is_terminal() { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
         let ca = self.ca.display();
         let key = &self.secrets.key;
         let token = &self.secrets.admin_token;
         let admin = self.admin;
-        let mut text = format!(
-            "\n{bold}Stillgate is running in front of a sample model API.{plain}\n\n\
+        format!(
+            "\n{}\n\n\
              \x20 base URL     {base}\n\
              \x20 CA file      {ca}\n\
              \x20 sample key   {key}\n\
              \x20 admin        http://{admin}\n\
-             \x20 admin token  {token}\n"
-        );
-        let seen = self.gateway.exchanges.latest(20);
-        if !seen.is_empty() {
-            let _ = write!(text, "\n{bold}What it saw of the sample traffic{plain}\n\n");
-            text.push_str(&table(&seen));
-        }
-        let _ = write!(
-            text,
-            "\n{bold}Try it{plain}\n\n\
+             \x20 admin token  {token}\n\n\
              curl --cacert {ca} {base}/v1/chat/completions \\\n\
              \x20 -H 'authorization: Bearer {key}' -H 'content-type: application/json' \\\n\
              \x20 -d '{{\"model\":\"sample-chat\",\"stream\":true,\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'\n\n\
@@ -414,10 +460,20 @@ impl Shown {
              \x20   print(chunk.choices[0].delta.content or \"\", end=\"\", flush=True)\n\
              END\n\n\
              curl -H 'authorization: Bearer {token}' 'http://{admin}/v1/exchanges?limit=1'\n\n\
-             Ctrl-C ends it.\n"
-        );
-        text
+             Ctrl-C ends it.\n",
+            ink().bold("Try it")
+        )
     }
+}
+
+fn ink() -> Ink {
+    Ink { colours: std::io::stdout().is_terminal() }
+}
+
+fn print(text: &str) -> Result<(), String> {
+    let mut out = std::io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|error| error.to_string())
 }
 
 struct Sample {
