@@ -60,13 +60,19 @@ impl Demo {
         }
     }
 
-    fn end(mut self, signal: Signal) {
+    /// Ends it, and finds that it leaves nothing behind.
+    fn end(mut self, signal: Signal, lines: &[String]) {
+        let ca = lines.iter().find_map(|line| line.trim().strip_prefix("CA file"));
+        let ca = std::path::Path::new(ca.expect("a CA file").trim()).to_path_buf();
+        assert!(ca.is_file(), "{} is not there", ca.display());
         kill_process(Pid::from_child(&self.child), signal).expect("a running process");
         let end = Instant::now() + Duration::from_secs(10);
         while self.child.try_wait().expect("a child").is_none() {
             assert!(Instant::now() < end, "it still runs after {signal:?}");
             std::thread::sleep(Duration::from_millis(20));
         }
+        let folder = ca.parent().expect("a folder");
+        assert!(!folder.exists(), "{} is left after {signal:?}", folder.display());
     }
 }
 
@@ -127,7 +133,7 @@ fn the_campaign_goes_and_the_customers_notice_nothing() {
     );
     let undone = http1::plain(demo.admin, request.as_bytes());
     assert_eq!((undone.status, undone.json()["status"].as_str()), (200, Some("undone")));
-    demo.end(Signal::TERM);
+    demo.end(Signal::TERM, &lines);
 }
 
 #[test]
@@ -136,5 +142,5 @@ fn without_traffic_it_only_serves() {
     let lines = demo.read_until("Ctrl-C ends it.", Duration::from_secs(30));
     assert!(!lines.iter().any(|line| line.contains("campaign")), "{lines:?}");
     assert!(lines.iter().any(|line| line.starts_with("curl --cacert ")), "{lines:?}");
-    demo.end(Signal::INT);
+    demo.end(Signal::INT, &lines);
 }

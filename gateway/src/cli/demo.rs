@@ -70,6 +70,7 @@ pub fn run(options: &Options) -> Result<(), String> {
     let clients = free_address()?;
     let config = config(options, &folder.0, upstream_address, clients, &secrets);
     let running = assemble(config, false)?;
+    running.remove_at_end(folder.0.clone());
     let shown = Shown {
         listen: options.listen,
         clients,
@@ -98,7 +99,8 @@ fn free_address() -> Result<SocketAddr, String> {
     bound.map_err(|error| format!("cannot listen on loopback: {error}"))
 }
 
-/// Files of the demo, removed at its end.
+/// Files of the demo, removed with it. A drain ends the process before this is dropped, and sees to
+/// it by itself.
 struct Folder(PathBuf);
 
 impl Folder {

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::net::TcpListener;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -67,7 +67,14 @@ pub fn run(path: &Path, upgrade: bool) -> Result<(), String> {
 pub struct Running {
     server: Server,
     gateway: Arc<Gateway>,
-    pid_file: Option<std::path::PathBuf>,
+    last: Arc<LastThings>,
+}
+
+/// What is done when the process ends, whichever signal ends it.
+#[derive(Default)]
+struct LastThings {
+    pid_file: Option<PathBuf>,
+    folder: OnceLock<PathBuf>,
 }
 
 /// Builds every part of the process. Listening sockets are opened by [`Running::serve`], but an
@@ -154,10 +161,11 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
     service.threads = Some(1);
     server.add_service(service);
     let pid_file = config.server.pid_file.clone();
+    let last = Arc::new(LastThings { pid_file, folder: OnceLock::new() });
     server.add_service(background_service("start", Start { gateway: gateway.clone() }));
-    let drain = Drain { gateway: gateway.clone(), pid_file: pid_file.clone() };
+    let drain = Drain { gateway: gateway.clone(), last: last.clone() };
     server.add_service(background_service("drain", drain));
-    Ok(Running { server, gateway, pid_file })
+    Ok(Running { server, gateway, last })
 }
 
 /// The engine and what acts by it, running.
@@ -189,17 +197,22 @@ impl Running {
         self.gateway.clone()
     }
 
+    /// Removes a folder with all that is in it when the process ends.
+    pub fn remove_at_end(&self, folder: PathBuf) {
+        let _ = self.last.folder.set(folder);
+    }
+
     /// Serves until a signal: SIGTERM drains, SIGQUIT hands the listeners to a new process and
     /// drains, SIGINT ends at once.
     pub fn serve(self) {
-        if let Some(path) = &self.pid_file
+        if let Some(path) = &self.last.pid_file
             && let Err(error) = std::fs::write(path, format!("{}\n", std::process::id()))
         {
             error!(path = %path.display(), %error, "pid file not written");
         }
         self.server.run(RunArgs::default());
         // After SIGINT; a drain ends the process itself.
-        ended(&self.gateway, self.pid_file.as_deref());
+        ended(&self.gateway, &self.last);
     }
 }
 
@@ -362,7 +375,7 @@ fn listening_ports() -> Option<HashSet<u16>> {
 /// Ends the process once the last exchange has, or when the drain time is over.
 struct Drain {
     gateway: Arc<Gateway>,
-    pid_file: Option<std::path::PathBuf>,
+    last: Arc<LastThings>,
 }
 
 #[async_trait]
@@ -383,15 +396,18 @@ impl BackgroundService for Drain {
             error!(connections = open, "drain time is over, connections are cut off");
         }
         tokio::time::sleep(LAST_BYTES_DELAY).await;
-        ended(&self.gateway, self.pid_file.as_deref());
+        ended(&self.gateway, &self.last);
         info!("ended");
         std::process::exit(0);
     }
 }
 
-fn ended(gateway: &Gateway, pid_file: Option<&Path>) {
+fn ended(gateway: &Gateway, last: &LastThings) {
     gateway.exchanges.close();
-    if let Some(path) = pid_file {
+    if let Some(folder) = last.folder.get() {
+        let _ = std::fs::remove_dir_all(folder);
+    }
+    if let Some(path) = &last.pid_file {
         // A process that took over has written its own.
         let ours = std::fs::read_to_string(path)
             .is_ok_and(|text| text.trim() == std::process::id().to_string());
