@@ -36,6 +36,8 @@ use crate::limits::Limits;
 /// Longest wait for the gateway to serve, and for one sample exchange.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Longest wait for the sample exchanges to be noted.
+const NOTED_MAX: Duration = Duration::from_secs(2);
 /// Connections at once. Enough for one machine's own, and few enough for any limit on descriptors.
 const CONNECTIONS_MAX: usize = 1_024;
 
@@ -294,9 +296,17 @@ impl Shown {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         if self.traffic {
-            for sample in self.samples() {
-                let sent = tokio::time::timeout(PATIENCE, self.send(&sample)).await;
+            let samples = self.samples();
+            for sample in &samples {
+                let sent = tokio::time::timeout(PATIENCE, self.send(sample)).await;
                 sent.map_err(|_| format!("{}: no answer in time", sample.path))??;
+            }
+            // An exchange is noted when its client has had the last byte, so a moment later.
+            let begun = Instant::now();
+            while self.gateway.exchanges.latest(samples.len()).len() < samples.len()
+                && begun.elapsed() < NOTED_MAX
+            {
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
         print(&self.greeting())?;
