@@ -401,7 +401,7 @@ impl Enforcer {
         let how = self.how(leave, policy, now_ms);
         let mut next = self.treatment(leave, &how, &version, now_ms, Some(&leave.treatment));
         if let Some((denied, _)) = how.denied
-            && how.actions.end_stream
+            && (how.actions.end_stream || how.suspended)
         {
             let shadow = policy.in_shadow(how.actions, Action::EndStream);
             self.count(Some(&standing), Action::EndStream, shadow, now_ms, &version);
@@ -522,7 +522,7 @@ impl Enforcer {
         } else {
             None
         };
-        How { tier, cluster, actions, denied }
+        How { tier, cluster, suspended, actions, denied }
     }
 
     /// The treatment of an answer; what was in force `before` is not counted again.
@@ -624,7 +624,7 @@ impl Enforcer {
             _ if shadow => Status::Shadow,
             // The cluster is down already: who comes to be suspected later follows.
             Some(held) if held.status == Status::Active => {
-                self.take_down(label, &held.trigger, &version, held.by, &held.reason);
+                self.join_takedown(label, held.clone(), &version);
                 return;
             }
             // Somebody took it back and has to say so if it is to be done again.
@@ -692,19 +692,7 @@ impl Enforcer {
         reason: &str,
     ) -> Takedown {
         let takedown = self.plan(label, trigger, version, Status::Active, by, reason);
-        for account in &takedown.suspended {
-            let suspension = Suspension {
-                cluster: takedown.cluster.clone(),
-                since_ms: takedown.at_ms,
-                until_ms: takedown.until_ms,
-            };
-            self.suspend(account, Some(suspension));
-            self.judge.observe(&Event::Enforcement(Enforcement {
-                at_ms: takedown.at_ms,
-                account: account.clone(),
-                action: EnforcementAction::Suspend,
-            }));
-        }
+        self.suspend_all(&takedown.suspended, &takedown);
         warn!(
             cluster = takedown.cluster,
             suspended = takedown.suspended.len(),
@@ -714,6 +702,37 @@ impl Enforcer {
         );
         self.takedowns.put(takedown.clone());
         takedown
+    }
+
+    /// Those who have come to be suspected since a takedown follow; it stays what it was.
+    fn join_takedown(&self, label: u64, held: Takedown, version: &Version) {
+        let now = self.plan(label, &held.trigger, version, Status::Active, held.by, &held.reason);
+        let new = |account: &AccountId| !held.suspended.contains(account);
+        let newcomers: Vec<AccountId> = now.suspended.into_iter().filter(new).collect();
+        if newcomers.is_empty() {
+            return;
+        }
+        self.suspend_all(&newcomers, &held);
+        info!(cluster = held.cluster, suspended = newcomers.len(), "members follow a takedown");
+        let suspended = [held.suspended.clone(), newcomers].concat();
+        let left_out = now.left_out;
+        self.takedowns.put(Takedown { suspended, left_out, indicators: now.indicators, ..held });
+    }
+
+    fn suspend_all(&self, accounts: &[AccountId], takedown: &Takedown) {
+        for account in accounts {
+            let suspension = Suspension {
+                cluster: takedown.cluster.clone(),
+                since_ms: unix_ms(),
+                until_ms: takedown.until_ms,
+            };
+            self.suspend(account, Some(suspension));
+            self.judge.observe(&Event::Enforcement(Enforcement {
+                at_ms: unix_ms(),
+                account: account.clone(),
+                action: EnforcementAction::Suspend,
+            }));
+        }
     }
 
     /// An operator's word: takes a cluster down now.
@@ -957,6 +976,7 @@ impl Enforcer {
 struct How<'p> {
     tier: Tier,
     cluster: Option<u64>,
+    suspended: bool,
     actions: &'p Actions,
     denied: Option<(Denied, Action)>,
 }
@@ -1086,6 +1106,17 @@ mod tests {
         enforcer.override_tier(&account, word(Tier::Critical)).unwrap();
         let treatment = enforcer.look_again(&mut leave).unwrap();
         assert_eq!(treatment.end.map(|denied| denied.reason), Some("refused"));
+    }
+
+    #[test]
+    fn a_suspension_ends_answers_under_way_whatever_the_tier() {
+        let enforcer = enforcer("");
+        let mut leave = asks(&enforcer, 1).ok().unwrap();
+        let suspension =
+            Suspension { cluster: "c".to_owned(), since_ms: 0, until_ms: unix_ms() + 60_000 };
+        enforcer.suspend(&AccountId::new("a"), Some(suspension));
+        let treatment = enforcer.look_again(&mut leave).unwrap();
+        assert_eq!(treatment.end.map(|denied| denied.reason), Some("suspended"));
     }
 
     #[test]
