@@ -33,7 +33,10 @@ pub fn run(files: &[PathBuf], out: &mut impl Write, err: &mut impl Write) -> io:
                 Ok(policy) => {
                     let on = LIST.iter().filter(|entry| policy.enabled(entry.name)).count();
                     let off = LIST.len() - on;
-                    writeln!(out, "{}: ok ({on} detectors on, {off} off)", path.display())?;
+                    let shadow =
+                        if policy.enforcement.shadow { ", every action in shadow" } else { "" };
+                    let path = path.display();
+                    writeln!(out, "{path}: ok ({on} detectors on, {off} off{shadow})")?;
                 }
                 Err(faults) => {
                     exit = EXIT_ERROR;
@@ -60,6 +63,22 @@ pub fn run(files: &[PathBuf], out: &mut impl Write, err: &mut impl Write) -> io:
     Ok(exit)
 }
 
+/// Tables that a policy may have.
+const POLICY_TABLES: &[&str] = &[
+    "fusion",
+    "tiers",
+    "detector",
+    "allow",
+    "memory",
+    "enforcement",
+    "action",
+    "rule",
+    "limit",
+    "watermark",
+    "words",
+    "takedown",
+];
+
 /// Whether a file is a policy: it has one of a policy's tables and none that only a configuration
 /// has. What cannot be read or parsed is reported as a configuration.
 fn is_policy(path: &Path) -> bool {
@@ -70,8 +89,7 @@ fn is_policy(path: &Path) -> bool {
             line.trim().starts_with('[') && tables.contains(&table.trim())
         })
     };
-    has(&["fusion", "tiers", "detector", "allow", "memory"])
-        && !has(&["listener", "upstream", "route", "identity", "admin"])
+    has(POLICY_TABLES) && !has(&["listener", "upstream", "route", "identity", "admin"])
 }
 
 fn summary(config: &Config) -> String {
@@ -149,6 +167,17 @@ mod tests {
         let (exit, _, err) = check(std::slice::from_ref(&bad));
         assert_eq!(exit, EXIT_ERROR);
         assert!(err.starts_with(&format!("{}:3: unknown field `lowe`", bad.display())), "{err}");
+        for table in POLICY_TABLES {
+            let header =
+                if *table == "rule" { "[[rule]]".to_owned() } else { format!("[{table}]") };
+            std::fs::write(&good, header).unwrap();
+            assert!(is_policy(&good), "{table}");
+        }
+        let shipped = ["default", "observe", "strict"]
+            .map(|name| format!("{}/../policies/{name}.toml", env!("CARGO_MANIFEST_DIR")).into());
+        let (exit, out, err) = check(&shipped);
+        assert_eq!((exit, err.as_str(), out.lines().count()), (EXIT_OK, "", 3));
+        assert_eq!(out.matches("in shadow").count(), 1);
     }
 
     #[test]
