@@ -1,20 +1,25 @@
 //! What the fake model API answers, chosen by the request's query.
 //!
 //! The shape is that of an OpenAI chat completion (`chat.completion.chunk` events of about 200
-//! bytes, one chunk of the chunked body each, a usage event and `[DONE]` at the end). Both ends
+//! bytes, one chunk of the chunked body each, a usage event and `[DONE]` at the end), the text plain
+//! prose, word by word, the first tenth of it reasoning (`reasoning_content`). Both ends
 //! build it from this file, so that the load generator knows how many bytes must arrive.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::prompt::words;
+use crate::prose;
 
 /// Path of every request; the query is appended.
 pub const PATH: &str = "/v1/chat/completions";
 
 /// Most events that a query may ask for.
 const EVENTS_MAX: u32 = 10_000;
+/// The last event of a stream.
+const DONE: &str = "data: [DONE]\n\n";
+/// One event in as many is reasoning, from the first on.
+const REASONING_SHARE: u32 = 10;
 
 /// The kind of answer that a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +91,12 @@ impl Kind {
         self != Self::Whole
     }
 
+    /// The last bytes of every answer of this kind, changed on the way or not.
+    #[must_use]
+    pub fn end(self) -> &'static [u8] {
+        if self.is_stream() { DONE.as_bytes() } else { b"}}" }
+    }
+
     /// Events that a reader of the answer counts; usage and `[DONE]` are two.
     #[must_use]
     pub fn events(self) -> u32 {
@@ -118,13 +129,13 @@ impl Kind {
             .to_vec();
         let mut pieces = Vec::new();
         let mut body_bytes = 0;
-        let text = words(u64::from(events));
+        let text = prose::answer(u64::from(events), events as usize);
         for number in 0..events {
-            let event = event(number, events, text[number as usize % text.len()]);
+            let event = event(number, events, &text[number as usize]);
             body_bytes += event.len() as u64;
             let mut piece = chunk(&event);
             if number + 1 == events {
-                for event in [usage(events), "data: [DONE]\n\n".to_owned()] {
+                for event in [usage(events), DONE.to_owned()] {
                     body_bytes += event.len() as u64;
                     piece.extend_from_slice(&chunk(&event));
                 }
@@ -146,11 +157,12 @@ fn chunk(event: &str) -> Vec<u8> {
 
 fn event(number: u32, events: u32, word: &str) -> String {
     let role = if number == 0 { r#""role":"assistant","# } else { "" };
+    let field = if number < events / REASONING_SHARE { "reasoning_content" } else { "content" };
     let finish = if number + 1 == events { r#""stop""# } else { "null" };
     format!(
         "data: {{\"id\":\"chatcmpl-00000000000000\",\"object\":\"chat.completion.chunk\",\
          \"created\":1700000000,\"model\":\"bench-model\",\"choices\":[{{\"index\":0,\
-         \"delta\":{{{role}\"content\":\" {word}\"}},\"logprobs\":null,\
+         \"delta\":{{{role}\"{field}\":\"{word}\"}},\"logprobs\":null,\
          \"finish_reason\":{finish}}}]}}\n\n"
     )
 }
@@ -166,7 +178,7 @@ fn usage(events: u32) -> String {
 }
 
 fn whole() -> Rendered {
-    let text = words(7)[..40].join(" ");
+    let text = prose::answer(7, 40).concat();
     let body = format!(
         "{{\"id\":\"chatcmpl-00000000000000\",\"object\":\"chat.completion\",\
          \"created\":1700000000,\"model\":\"bench-model\",\"choices\":[{{\"index\":0,\
@@ -219,6 +231,7 @@ mod tests {
             assert!(body.is_done());
             assert_eq!(length + read, bytes.len());
             assert_eq!(plain.len() as u64, rendered.body_bytes);
+            assert!(plain.ends_with(kind.end()));
             let text = String::from_utf8(plain).unwrap();
             if kind == Kind::Whole {
                 serde_json::from_str::<serde_json::Value>(&text).unwrap();

@@ -1,7 +1,7 @@
 //! Connections to a proxy: TLS or plain, HTTP/1.1 or HTTP/2, as lean as they can be.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -36,6 +36,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 #[derive(Clone)]
 pub struct Target {
     address: SocketAddr,
+    /// Address to connect from.
+    source: Option<IpAddr>,
     tls: Option<Tls>,
 }
 
@@ -50,7 +52,7 @@ impl Target {
     /// An address without TLS.
     #[must_use]
     pub fn plain(address: SocketAddr) -> Self {
-        Self { address, tls: None }
+        Self { address, source: None, tls: None }
     }
 
     /// An address with TLS, whose certificate chains to the PEM file `authority`.
@@ -93,7 +95,20 @@ impl Target {
         };
         let name = ServerName::try_from(SERVER_NAME).map_err(io::Error::other)?;
         let tls = Tls { http1: connector(b"http/1.1")?, http2: connector(b"h2")?, name };
-        Ok(Self { address, tls: Some(tls) })
+        Ok(Self { address, source: None, tls: Some(tls) })
+    }
+
+    /// The same, from an address of this machine's own choice of many: all of 127.0.0.0/8 is its.
+    #[must_use]
+    pub fn from(&self, source: IpAddr) -> Self {
+        Self { source: Some(source), ..self.clone() }
+    }
+
+    async fn connect(&self) -> io::Result<TcpStream> {
+        let Some(source) = self.source else { return TcpStream::connect(self.address).await };
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((source, 0).into())?;
+        socket.connect(self.address).await
     }
 
     /// `host:port` for requests.
@@ -114,7 +129,7 @@ impl Target {
     /// When connecting or the handshake fails.
     pub async fn http1(&self) -> io::Result<Http1> {
         let connector = self.tls.as_ref().map(|tls| &tls.http1);
-        let tcp = TcpStream::connect(self.address).await?;
+        let tcp = self.connect().await?;
         Ok(Http1::new(self.shake_hands(tcp, connector, READ_BYTES).await?))
     }
 
@@ -137,7 +152,7 @@ impl Target {
     /// When connecting or the handshake fails.
     pub async fn http2(&self) -> io::Result<SendRequest<Bytes>> {
         let connector = self.tls.as_ref().map(|tls| &tls.http2);
-        let tcp = TcpStream::connect(self.address).await?;
+        let tcp = self.connect().await?;
         let io = self.shake_hands(tcp, connector, READ_BYTES).await?;
         let (requests, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)

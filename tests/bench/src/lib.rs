@@ -11,6 +11,8 @@ pub mod figures;
 pub mod http1;
 pub mod load;
 pub mod prompt;
+pub mod prose;
 pub mod proxies;
+pub mod samples;
 pub mod system;
 pub mod table;

@@ -3,8 +3,12 @@
 //!
 //! Everything runs on one thread. All workers connect first; then comes the warm-up, then the
 //! window, and only what happens within the window counts.
+//!
+//! Every worker has accounts of its own among the thousand ([`KEYS`]), which it serves in turn, and
+//! every connection an address of its own. No prompt comes twice within some ten thousand.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,12 +25,14 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use crate::answer::Kind;
 use crate::client::{Http1, Target, http2_exchange};
 use crate::figures::Percentiles;
-use crate::prompt::{Random, Requests};
+use crate::prompt::{KEYS, Random, Requests};
 
 /// Time that all workers together have to connect.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(20);
 /// Wait after a failed exchange, so that a proxy that is down is not flooded.
 const FAILURE_PAUSE: Duration = Duration::from_millis(20);
+/// Bytes of an answer's end that are looked at.
+const TAIL_BYTES: usize = 16;
 
 /// How requests use connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
@@ -54,6 +60,10 @@ pub struct Plan {
     pub streams: usize,
     /// What is asked for.
     pub kind: Kind,
+    /// Which prompts: another seed gives others.
+    pub seed: u64,
+    /// Whether the proxy changes answers: one that has its end is then good at any length.
+    pub changed: bool,
     /// Requests a second; `None`: as fast as answers come.
     pub rate: Option<f64>,
     /// Time before the window.
@@ -73,6 +83,8 @@ pub struct Report {
     pub errors: u64,
     /// One of the errors.
     pub error: Option<String>,
+    /// Answers that were longer or shorter than the model API's.
+    pub changed: u64,
     /// Events received within the window (paced streams).
     pub events: u64,
     /// Microseconds from the request, or from connecting for it, to the first byte of the body.
@@ -100,20 +112,29 @@ pub async fn run(plan: Plan, on_moment: impl FnMut(Moment)) -> io::Result<Report
 
 async fn run_local(plan: Rc<Plan>, mut on_moment: impl FnMut(Moment)) -> io::Result<Report> {
     let shared = Rc::new(Shared {
-        requests: Requests::new(&plan.target.authority(), plan.kind),
-        expected_bytes: plan.kind.render().body_bytes,
+        requests: Requests::varied(&plan.target.authority(), plan.kind, plan.seed),
+        answer: Expected {
+            bytes: plan.kind.render().body_bytes,
+            end: plan.kind.end(),
+            changed: plan.changed,
+        },
         due: plan.rate.map(|_| Arc::new(Semaphore::new(0))),
         plan: plan.clone(),
     });
     let mut lines = Vec::new();
     let connecting = async {
-        for _ in 0..plan.connections {
+        for number in 0..plan.connections {
+            let target = plan.target.from(source(number));
             match plan.reuse {
-                Reuse::Http1 => lines.push(Line::Http1(Some(plan.target.http1().await?))),
-                Reuse::New => lines.push(Line::New),
+                Reuse::Http1 => {
+                    let line = Line::Http1(Some(target.http1().await?));
+                    lines.push((target, line));
+                }
+                Reuse::New => lines.push((target, Line::New)),
                 Reuse::Http2 => {
-                    let requests = plan.target.http2().await?;
-                    lines.extend((0..plan.streams).map(|_| Line::Http2(requests.clone())));
+                    let requests = target.http2().await?;
+                    let line = || (target.clone(), Line::Http2(requests.clone()));
+                    lines.extend((0..plan.streams).map(|_| line()));
                 }
             }
         }
@@ -132,11 +153,11 @@ async fn run_local(plan: Rc<Plan>, mut on_moment: impl FnMut(Moment)) -> io::Res
     }
     let workers = lines.len();
     let mut running = JoinSet::new();
-    for (number, line) in lines.into_iter().enumerate() {
+    for (number, (target, line)) in lines.into_iter().enumerate() {
         // Paced streams begin one after another, as they would on any day.
         let share = number as f64 / workers as f64;
         let delay = plan.kind.duration().mul_f64(share);
-        let worker = Worker { shared: shared.clone(), line, number, workers };
+        let worker = Worker { shared: shared.clone(), target, line, number, workers };
         running.spawn_local(worker.run(window, delay));
     }
     sleep_until(window.begin).await;
@@ -154,9 +175,30 @@ async fn run_local(plan: Rc<Plan>, mut on_moment: impl FnMut(Moment)) -> io::Res
 struct Shared {
     plan: Rc<Plan>,
     requests: Requests,
-    expected_bytes: u64,
+    answer: Expected,
     /// With a rate: requests that are due.
     due: Option<Arc<Semaphore>>,
+}
+
+/// What a good answer is.
+#[derive(Clone, Copy, Debug)]
+struct Expected {
+    bytes: u64,
+    end: &'static [u8],
+    /// The length may be another.
+    changed: bool,
+}
+
+/// Address of a connection.
+fn source(connection: usize) -> IpAddr {
+    let part = |number: usize| (number % 250 + 1) as u8;
+    Ipv4Addr::new(127, 1, part(connection / 250), part(connection)).into()
+}
+
+/// Number of a worker's request: those of one worker have its own keys, and all differ.
+fn request_number(worker: usize, workers: usize, step: usize) -> usize {
+    let keys = KEYS.saturating_sub(worker).div_ceil(workers).max(1);
+    step / keys * KEYS + worker % KEYS + step % keys * workers
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -174,6 +216,7 @@ enum Line {
 
 struct Worker {
     shared: Rc<Shared>,
+    target: Target,
     line: Line,
     number: usize,
     workers: usize,
@@ -185,20 +228,19 @@ impl Worker {
         let mut meter = Meter::new(window, paced);
         sleep(delay).await;
         let _ = timeout_at(window.end, async {
-            let mut number = self.number;
-            loop {
+            for step in 0.. {
                 if let Some(due) = self.shared.due.clone()
                     && let Ok(permit) = due.acquire().await
                 {
                     permit.forget();
                 }
+                let number = request_number(self.number, self.workers, step);
                 meter.start();
                 let outcome = self.exchange(number, &mut meter).await;
-                let failed = meter.finish(outcome, self.shared.expected_bytes);
+                let failed = meter.finish(outcome, self.shared.answer);
                 if failed {
                     sleep(FAILURE_PAUSE).await;
                 }
-                number = number.wrapping_add(self.workers);
             }
         })
         .await;
@@ -207,7 +249,7 @@ impl Worker {
 
     async fn exchange(&mut self, number: usize, meter: &mut Meter) -> io::Result<u16> {
         let shared = self.shared.clone();
-        let target = &shared.plan.target;
+        let target = &self.target;
         let mut on_piece = |piece: &[u8]| meter.piece(piece);
         let status = match &mut self.line {
             Line::Http2(requests) => {
@@ -265,6 +307,7 @@ struct Meter {
     requests: u64,
     errors: u64,
     error: Option<String>,
+    changed: u64,
     events: u64,
     first_us: Vec<u32>,
     gap_us: Vec<u32>,
@@ -274,6 +317,8 @@ struct Meter {
     bytes: u64,
     event: Option<Instant>,
     after_newline: bool,
+    /// The last bytes.
+    tail: Vec<u8>,
 }
 
 impl Meter {
@@ -284,6 +329,7 @@ impl Meter {
             requests: 0,
             errors: 0,
             error: None,
+            changed: 0,
             events: 0,
             first_us: Vec::new(),
             gap_us: Vec::new(),
@@ -292,12 +338,14 @@ impl Meter {
             bytes: 0,
             event: None,
             after_newline: false,
+            tail: Vec::new(),
         }
     }
 
     fn start(&mut self) {
         self.started = Instant::now();
         (self.first, self.bytes, self.event, self.after_newline) = (None, 0, None, false);
+        self.tail.clear();
     }
 
     fn piece(&mut self, bytes: &[u8]) {
@@ -305,6 +353,7 @@ impl Meter {
             return;
         }
         self.bytes += bytes.len() as u64;
+        self.keep_tail(bytes);
         if self.first.is_none() || self.counts_events {
             let now = Instant::now();
             self.first.get_or_insert(now);
@@ -312,6 +361,13 @@ impl Meter {
                 self.count_events(bytes, now);
             }
         }
+    }
+
+    fn keep_tail(&mut self, bytes: &[u8]) {
+        let kept = &bytes[bytes.len().saturating_sub(TAIL_BYTES)..];
+        let rest = TAIL_BYTES - kept.len();
+        self.tail.drain(..self.tail.len().saturating_sub(rest));
+        self.tail.extend_from_slice(kept);
     }
 
     /// Events end with an empty line, which two pieces may share.
@@ -335,10 +391,12 @@ impl Meter {
     }
 
     /// Ends the exchange; returns whether it failed.
-    fn finish(&mut self, outcome: io::Result<u16>, expected_bytes: u64) -> bool {
+    fn finish(&mut self, outcome: io::Result<u16>, expected: Expected) -> bool {
+        let as_sent = self.bytes == expected.bytes;
         let error = match outcome {
-            Ok(200) if self.bytes == expected_bytes => None,
-            Ok(200) => Some(format!("{} bytes instead of {expected_bytes}", self.bytes)),
+            Ok(200) if as_sent => None,
+            Ok(200) if expected.changed && self.tail.ends_with(expected.end) => None,
+            Ok(200) => Some(format!("{} bytes instead of {}", self.bytes, expected.bytes)),
             Ok(status) => Some(format!("status {status}")),
             Err(error) => Some(error.to_string()),
         };
@@ -349,6 +407,7 @@ impl Meter {
                 self.error = error;
             } else {
                 self.requests += 1;
+                self.changed += u64::from(!as_sent);
                 if let Some(first) = self.first {
                     self.first_us.push(micros(first - self.started));
                 }
@@ -361,6 +420,7 @@ impl Meter {
         self.requests += other.requests;
         self.errors += other.errors;
         self.error = self.error.take().or(other.error);
+        self.changed += other.changed;
         self.events += other.events;
         self.first_us.extend(other.first_us);
         self.gap_us.extend(other.gap_us);
@@ -372,6 +432,7 @@ impl Meter {
             requests: self.requests,
             errors: self.errors,
             error: self.error,
+            changed: self.changed,
             events: self.events,
             first_us: Percentiles::of(self.first_us),
             gap_us: Percentiles::of(self.gap_us),
@@ -387,6 +448,10 @@ fn micros(duration: Duration) -> u32 {
 mod tests {
     use super::*;
 
+    fn sent(bytes: usize) -> Expected {
+        Expected { bytes: bytes as u64, end: b"data: [DONE]\n\n", changed: false }
+    }
+
     fn meter() -> Meter {
         let begin = Instant::now();
         Meter::new(Window { begin, end: begin + Duration::from_secs(60) }, true)
@@ -400,7 +465,7 @@ mod tests {
             meter.start();
             meter.piece(&stream[..cut]);
             meter.piece(&stream[cut..]);
-            assert!(!meter.finish(Ok(200), stream.len() as u64));
+            assert!(!meter.finish(Ok(200), sent(stream.len())));
             assert_eq!((meter.events, meter.requests), (3, 1), "cut at {cut}");
         }
         let mut meter = meter();
@@ -420,9 +485,42 @@ mod tests {
             let mut meter = meter();
             meter.start();
             meter.piece(b"abc");
-            assert!(meter.finish(outcome, bytes));
+            assert!(meter.finish(outcome, sent(bytes)));
             assert_eq!((meter.requests, meter.errors), (0, 1));
             assert!(meter.error.is_some());
+        }
+    }
+
+    #[test]
+    fn a_changed_answer_is_good_with_its_end() {
+        let changed = Expected { changed: true, ..sent(40) };
+        let stream = b"data: \xe2\x80\x8b1\n\ndata: [DONE]\n\n";
+        for size in 1..stream.len() {
+            let mut meter = meter();
+            meter.start();
+            stream.chunks(size).for_each(|piece| meter.piece(piece));
+            assert!(!meter.finish(Ok(200), changed), "pieces of {size}");
+            assert_eq!((meter.requests, meter.changed), (1, 1));
+            meter.start();
+            meter.piece(&stream[..stream.len() - 1]);
+            assert!(meter.finish(Ok(200), changed), "cut off");
+        }
+    }
+
+    #[test]
+    fn workers_have_keys_of_their_own_and_requests_differ() {
+        for workers in [1, 16, 32, 400, 1000, 1500] {
+            let mut numbers = std::collections::HashSet::new();
+            let mut owners = std::collections::HashMap::new();
+            for worker in 0..workers {
+                for step in 0..(3 * KEYS).div_ceil(workers) {
+                    let number = request_number(worker, workers, step);
+                    assert!(numbers.insert(number) || workers > KEYS);
+                    let owner = *owners.entry(number % KEYS).or_insert(worker);
+                    assert!(owner == worker || workers > KEYS);
+                }
+            }
+            assert_eq!(owners.len(), KEYS, "{workers}");
         }
     }
 
@@ -432,8 +530,8 @@ mod tests {
         let mut meter = Meter::new(Window { begin, end: begin }, true);
         meter.start();
         meter.piece(b"a\n\nb\n\n");
-        meter.finish(Ok(200), 6);
-        meter.finish(Ok(500), 6);
+        meter.finish(Ok(200), sent(6));
+        meter.finish(Ok(500), sent(6));
         let report = meter.report(Duration::from_secs(1));
         assert_eq!((report.requests, report.errors, report.events), (0, 0, 0));
     }

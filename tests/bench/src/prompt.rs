@@ -1,126 +1,85 @@
 //! The requests: chat prompts of 2 KB from a small pool of keys, the same in every run.
 
-use std::fmt::Write as _;
-
 use bytes::Bytes;
 use http::Request;
 
 use crate::answer::Kind;
+use crate::prose;
 
 /// Size of every request body.
 pub const BODY_BYTES: usize = 2048;
-/// Different prompts; each belongs to one key.
-const PROMPTS: u64 = 256;
-/// Different keys.
-const KEYS: u64 = 64;
+/// Different keys, each an account.
+pub const KEYS: usize = 1000;
+/// Different prompts where any will do.
+const PROMPTS_FEW: u64 = 256;
+/// Different prompts of a load: four times as many as the gateway remembers the readings of.
+const PROMPTS_VARIED: u64 = 16_384;
 
 /// A pool of requests for one kind of answer.
 #[derive(Debug)]
 pub struct Requests {
     authority: String,
     target: String,
-    prompts: Vec<Prompt>,
-}
-
-#[derive(Debug)]
-struct Prompt {
-    key: String,
-    body: Bytes,
-    http1: Bytes,
+    keys: Vec<String>,
+    /// Heads of HTTP/1.1 requests, one for each key.
+    heads: Vec<String>,
+    bodies: Vec<Bytes>,
 }
 
 impl Requests {
-    /// The pool for `kind`, addressed to `authority`.
+    /// A small pool for `kind`, addressed to `authority`.
     #[must_use]
     pub fn new(authority: &str, kind: Kind) -> Self {
-        let target = kind.target();
-        let prompts = (0..PROMPTS)
-            .map(|number| {
-                let key = format!("sk-bench-{:016x}", (number % KEYS).wrapping_mul(0x9e37_79b9));
-                let body = body(number, kind.is_stream());
-                let head = format!(
-                    "POST {target} HTTP/1.1\r\nHost: {authority}\r\nUser-Agent: bench/1\r\n\
-                     Accept: */*\r\nContent-Type: application/json\r\n\
-                     Authorization: Bearer {key}\r\nContent-Length: {}\r\n\r\n",
-                    body.len()
-                );
-                let http1 = [head.as_bytes(), body.as_bytes()].concat().into();
-                Prompt { key, body: body.into(), http1 }
-            })
-            .collect();
-        Self { authority: authority.to_owned(), target, prompts }
+        Self::pool(authority, kind, 0, PROMPTS_FEW)
     }
 
-    /// A whole HTTP/1.1 request.
+    /// A pool so large that no prompt comes again while it may be remembered. Another seed gives
+    /// other prompts; the keys stay.
     #[must_use]
-    pub fn http1(&self, number: usize) -> Bytes {
-        self.prompts[number % self.prompts.len()].http1.clone()
+    pub fn varied(authority: &str, kind: Kind, seed: u64) -> Self {
+        Self::pool(authority, kind, seed.wrapping_mul(PROMPTS_VARIED), PROMPTS_VARIED)
     }
 
-    /// Head and body of an HTTP/2 request.
+    fn pool(authority: &str, kind: Kind, first: u64, prompts: u64) -> Self {
+        let target = kind.target();
+        let keys: Vec<String> = (0..KEYS as u64)
+            .map(|number| format!("sk-bench-{:016x}", number.wrapping_mul(0x9e37_79b9)))
+            .collect();
+        let head = |key: &String| {
+            format!(
+                "POST {target} HTTP/1.1\r\nHost: {authority}\r\nUser-Agent: bench/1\r\n\
+                 Accept: */*\r\nContent-Type: application/json\r\n\
+                 Authorization: Bearer {key}\r\nContent-Length: {BODY_BYTES}\r\n\r\n"
+            )
+        };
+        let heads = keys.iter().map(head).collect();
+        let body = |number| body(first.wrapping_add(number), kind.is_stream()).into();
+        let bodies = (0..prompts).map(body).collect();
+        Self { authority: authority.to_owned(), target, keys, heads, bodies }
+    }
+
+    /// A whole HTTP/1.1 request. Its key is `number` modulo [`KEYS`].
+    #[must_use]
+    pub fn http1(&self, number: usize) -> Vec<u8> {
+        let head = &self.heads[number % KEYS];
+        [head.as_bytes(), &self.bodies[number % self.bodies.len()]].concat()
+    }
+
+    /// Head and body of an HTTP/2 request, with the same key and prompt.
     ///
     /// # Errors
     /// When the authority is not one.
     pub fn http2(&self, number: usize) -> Result<(Request<()>, Bytes), http::Error> {
-        let prompt = &self.prompts[number % self.prompts.len()];
+        let body = self.bodies[number % self.bodies.len()].clone();
         let request = Request::post(format!("https://{}{}", self.authority, self.target))
             .header("user-agent", "bench/1")
             .header("accept", "*/*")
             .header("content-type", "application/json")
-            .header("authorization", format!("Bearer {}", prompt.key))
-            .header("content-length", prompt.body.len())
+            .header("authorization", format!("Bearer {}", self.keys[number % KEYS]))
+            .header("content-length", body.len())
             .body(())?;
-        Ok((request, prompt.body.clone()))
+        Ok((request, body))
     }
-}
-
-/// Common words in an order that depends on `seed`.
-#[must_use]
-pub fn words(seed: u64) -> Vec<&'static str> {
-    const WORDS: [&str; 40] = [
-        "account",
-        "answer",
-        "because",
-        "before",
-        "between",
-        "change",
-        "customer",
-        "data",
-        "describe",
-        "difference",
-        "example",
-        "explain",
-        "file",
-        "following",
-        "function",
-        "give",
-        "group",
-        "history",
-        "however",
-        "input",
-        "language",
-        "list",
-        "method",
-        "number",
-        "order",
-        "people",
-        "please",
-        "problem",
-        "process",
-        "question",
-        "reason",
-        "report",
-        "result",
-        "section",
-        "simple",
-        "system",
-        "table",
-        "value",
-        "water",
-        "write",
-    ];
-    let mut random = Random::new(seed);
-    (0..400).map(|_| WORDS[random.below(WORDS.len())]).collect()
 }
 
 /// A small generator of numbers (xorshift64*): the same seed gives the same load.
@@ -160,22 +119,16 @@ fn body(seed: u64, stream: bool) -> String {
     let mut body = format!(
         "{{\"model\":\"bench-model\",{streamed}\"temperature\":0.7,\"max_tokens\":512,\
          \"messages\":[{{\"role\":\"system\",\"content\":\"You are a helpful assistant.\"}},\
-         {{\"role\":\"user\",\"content\":\"Ticket {seed}:"
+         {{\"role\":\"user\",\"content\":\""
     );
-    for word in words(seed) {
-        if body.len() + 1 + word.len() + TAIL.len() > BODY_BYTES {
-            break;
-        }
-        let _ = write!(body, " {word}");
-    }
-    while body.len() + TAIL.len() < BODY_BYTES {
-        body.push('.');
-    }
+    body += &prose::prompt(seed, BODY_BYTES - body.len() - TAIL.len());
     body + TAIL
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
     use crate::http1::{Framing, Head, Start};
 
@@ -183,7 +136,7 @@ mod tests {
     fn bodies_are_json_of_the_stated_size() {
         for kind in [Kind::Whole, Kind::Fast { events: 100 }] {
             let requests = Requests::new("localhost:1", kind);
-            for number in 0..PROMPTS as usize {
+            for number in 0..PROMPTS_FEW as usize {
                 let (_, body) = requests.http2(number).unwrap();
                 assert_eq!(body.len(), BODY_BYTES);
                 let json: serde_json::Value = serde_json::from_slice(&body).unwrap();
@@ -194,6 +147,16 @@ mod tests {
                 assert_eq!(raw[length..], body);
             }
         }
+    }
+
+    #[test]
+    fn prompts_of_a_load_differ() {
+        let pool = |seed| Requests::varied("localhost:1", Kind::Whole, seed);
+        let (one, other) = (pool(1), pool(2));
+        let bodies: HashSet<&Bytes> = one.bodies.iter().chain(&other.bodies).collect();
+        assert_eq!(bodies.len() as u64, 2 * PROMPTS_VARIED);
+        assert_eq!(one.keys.iter().collect::<HashSet<_>>().len(), KEYS);
+        assert_eq!(one.keys, other.keys);
     }
 
     #[test]

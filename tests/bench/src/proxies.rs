@@ -1,8 +1,8 @@
 //! The processes between which is measured: the fake model API, bare Pingora and the gateway.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,10 +14,20 @@ use tempfile::TempDir;
 use crate::answer::Kind;
 use crate::client::{SERVER_NAME, Target};
 use crate::prompt::Requests;
+use crate::samples::Samples;
 use crate::system::Process;
 
 /// Longest time from start to the first answer.
 const START_TIME_MAX: Duration = Duration::from_secs(20);
+
+/// Time for the gateway to tell its metrics.
+const METRICS_TIME_MAX: Duration = Duration::from_secs(5);
+/// What accounts are named with; no secret.
+const KEY: &str = "5f1d6a0c93be47287ad03c9be1f4586d2e9a7b10c4d8f3652b7e90a1c6d4e8f3\n";
+
+fn admin_token() -> String {
+    KEY.replace('5', "6")
+}
 
 /// Files and processes of one stand; all go when it does.
 #[derive(Debug)]
@@ -32,6 +42,8 @@ pub struct Stand {
 pub struct Running {
     process: Process,
     address: SocketAddr,
+    /// The gateway's endpoint for operators.
+    admin: Option<SocketAddr>,
 }
 
 /// Which processor each process has to itself.
@@ -46,12 +58,16 @@ pub struct Places {
 /// What of the gateway's configuration is not the same for all.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
+    /// Name of its files.
+    pub name: &'static str,
     /// Worker threads.
     pub threads: usize,
     /// Lines for the upstream's table; each ends with a line end.
     pub upstream_lines: &'static str,
     /// Lines for the table of limits; each ends with a line end.
     pub limits_lines: &'static str,
+    /// Its policy; the default one where it is empty.
+    pub policy: &'static str,
 }
 
 impl Running {
@@ -65,6 +81,32 @@ impl Running {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The gateway's endpoint for operators; nothing else has one.
+    #[must_use]
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin
+    }
+
+    /// What the gateway's metrics say.
+    ///
+    /// # Errors
+    /// When it is no gateway, or does not tell.
+    pub fn metrics(&self) -> io::Result<Samples> {
+        let admin = self.admin.ok_or_else(|| io::Error::other("no gateway has no metrics"))?;
+        let mut socket = TcpStream::connect(admin)?;
+        socket.set_read_timeout(Some(METRICS_TIME_MAX))?;
+        let token = admin_token();
+        let token = token.trim_end();
+        write!(
+            socket,
+            "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+             Authorization: Bearer {token}\r\n\r\n"
+        )?;
+        let mut answer = Vec::new();
+        socket.read_to_end(&mut answer)?;
+        Samples::parse(&answer)
     }
 
     /// The process, to be asked and ended.
@@ -86,7 +128,7 @@ impl Stand {
             Command::new(beside("upstream")?).args(["--listen", &address.to_string()]),
             places.upstream,
         )?;
-        let mut upstream = Running { process, address };
+        let mut upstream = Running { process, address, admin: None };
         wait_for_answer(&mut upstream, &Target::plain(address), "upstream")?;
         Ok(Self { upstream, folder })
     }
@@ -126,7 +168,7 @@ impl Stand {
             .arg("--key")
             .arg(self.folder.path().join("key.pem"))
             .current_dir(self.folder.path());
-        self.start(&mut command, address, places, "bare")
+        self.start(&mut command, address, None, places, "bare")
     }
 
     /// Starts the gateway.
@@ -136,22 +178,28 @@ impl Stand {
     pub fn gateway(&self, places: Places, settings: &Settings) -> io::Result<Running> {
         let (address, admin) = (free_address()?, free_address()?);
         let folder = self.folder.path();
-        let key = "5f1d6a0c93be47287ad03c9be1f4586d2e9a7b10c4d8f3652b7e90a1c6d4e8f3\n";
-        write_private(&folder.join("account.key"), key)?;
-        write_private(&folder.join("admin.token"), &key.replace('5', "6"))?;
+        write_private(&folder.join("account.key"), KEY)?;
+        write_private(&folder.join("admin.token"), &admin_token())?;
         let upstream = self.upstream.address;
-        let Settings { threads, upstream_lines, limits_lines } = settings;
+        let Settings { name, threads, upstream_lines, limits_lines, policy } = settings;
+        let policy_line = if policy.is_empty() {
+            String::new()
+        } else {
+            let file = format!("{name}.policy.toml");
+            fs::write(folder.join(&file), policy)?;
+            format!("policy = \"{file}\"\n\n")
+        };
         let config = format!(
-            "[[listener]]\naddress = \"{address}\"\n\
+            "{policy_line}[[listener]]\naddress = \"{address}\"\n\
              certificates = [{{ chain = \"chain.pem\", key = \"key.pem\" }}]\n\n\
              [[route]]\nname = \"default\"\nupstream = \"model\"\n\n\
              [upstream.model]\naddresses = [\"{upstream}\"]\n{upstream_lines}\n\
              [identity]\nkey_file = \"account.key\"\n\n\
              [admin]\naddress = \"{admin}\"\ntoken_file = \"admin.token\"\n\n\
-             [server]\nthreads = {threads}\ndrain_seconds = 5\nupgrade_socket = \"upgrade.sock\"\n\n\
+             [server]\nthreads = {threads}\ndrain_seconds = 5\nupgrade_socket = \"{name}.sock\"\n\n\
              [limits]\n{limits_lines}"
         );
-        let path = folder.join("stillgate.toml");
+        let path = folder.join(format!("{name}.toml"));
         fs::write(&path, config)?;
         let binary = match std::env::var_os("STILLGATE_BIN") {
             Some(path) => PathBuf::from(path),
@@ -159,7 +207,7 @@ impl Stand {
         };
         let mut command = Command::new(binary);
         command.args(["run", "--config"]).arg(path);
-        self.start(&mut command, address, places, "stillgate")
+        self.start(&mut command, address, Some(admin), places, name)
     }
 
     /// What a process wrote to its log.
@@ -172,13 +220,14 @@ impl Stand {
         &self,
         command: &mut Command,
         address: SocketAddr,
+        admin: Option<SocketAddr>,
         places: Places,
         name: &str,
     ) -> io::Result<Running> {
         let log = File::create(self.folder.path().join(format!("{name}.log")))?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let process = Process::start(command, places.proxy)?;
-        let mut running = Running { process, address };
+        let mut running = Running { process, address, admin };
         let target = self.target(&running)?;
         wait_for_answer(&mut running, &target, name).map_err(|error| {
             io::Error::new(error.kind(), format!("{error}\n{}", self.log_of(name)))

@@ -37,6 +37,12 @@ struct Options {
     /// Milliseconds between two events; without it all are ready together.
     #[arg(long, requires = "events")]
     pace_ms: Option<u64>,
+    /// Which prompts are sent: another number gives others.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// The proxy changes answers: their length is not known.
+    #[arg(long)]
+    changed: bool,
     /// Requests a second; without it as many as answers come.
     #[arg(long)]
     rate: Option<f64>,
@@ -65,6 +71,8 @@ fn main() -> io::Result<()> {
         connections: options.connections,
         streams: options.streams,
         kind,
+        seed: options.seed,
+        changed: options.changed,
         rate: options.rate,
         warm_up: Duration::from_secs_f64(options.warm_up),
         window: Duration::from_secs_f64(options.window),

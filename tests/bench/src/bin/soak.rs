@@ -139,9 +139,11 @@ fn run(options: &Options) -> io::Result<bool> {
     let places = Places { proxy: None, upstream: None };
     let stand = Stand::new(places)?;
     let settings = Settings {
+        name: "stillgate",
         threads: options.threads,
         upstream_lines: UPSTREAM_LINES,
         limits_lines: LIMITS_LINES,
+        policy: "",
     };
     let mut gateway = stand.gateway(places, &settings)?;
     let world = Rc::new(World::new(stand.target(&gateway)?)?);
