@@ -43,8 +43,11 @@ use crate::metrics::Metrics;
 use crate::policy::{PolicyStore, Version, unix_ms};
 use crate::wire::{Changes, Reasoning, Refusal, RefusalKind};
 
-/// Pause after which canaries served since are looked for in prompts.
+/// Shortest pause after which canaries served since are looked for in prompts.
 const SEARCH_REFRESH: Duration = Duration::from_millis(500);
+/// The pause is at least so many times what the search took to be made: with the most subjects that
+/// is a third of a second, and every new one asks for it.
+const SEARCH_PAUSE: u32 = 20;
 /// Accounts whose marks came back that are shown with it.
 const OWNERS_SHOWN: usize = 20;
 /// Ties shown of an account.
@@ -270,12 +273,20 @@ impl Enforcer {
         self.judge.start(Box::new(move |decision| enforcer.decided(decision)))?;
         let enforcer = self.clone();
         std::thread::Builder::new().name("enforce".to_owned()).spawn(move || {
+            let mut search_at = Instant::now() + SEARCH_REFRESH;
             loop {
-                match to_do.recv_timeout(SEARCH_REFRESH) {
+                match to_do.recv_timeout(search_at.saturating_duration_since(Instant::now())) {
                     Ok(FollowUp::Rise(decision)) => enforcer.follow_up(&decision),
                     Ok(FollowUp::Mark { account, owners }) => enforcer.returned(&account, owners),
-                    Err(RecvTimeoutError::Timeout) => enforcer.marks.refresh_search(),
+                    Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => return,
+                }
+                // Also where there is always something to do.
+                let begun = Instant::now();
+                if begun >= search_at {
+                    enforcer.marks.refresh_search();
+                    let pause = SEARCH_REFRESH.max(begun.elapsed() * SEARCH_PAUSE);
+                    search_at = Instant::now() + pause;
                 }
             }
         })?;
@@ -1036,6 +1047,7 @@ fn explained(decision: Decision) -> Vec<ExplainedFinding> {
 #[cfg(test)]
 mod tests {
     use detectors::facts::Facts;
+    use detectors::watermark::Layers;
 
     use super::*;
     use crate::judge::tests::observation;
@@ -1226,5 +1238,26 @@ mod tests {
             ..detectors::Usage::default()
         });
         assert_eq!(used(&seen, &seen.answer), Tokens { input: 7, output: 9 });
+    }
+
+    #[test]
+    fn canaries_are_looked_for_although_there_is_always_something_to_do() {
+        let enforcer = Arc::new(enforcer("# searched"));
+        enforcer.start().unwrap();
+        let served = AccountId::new("served");
+        let asked = observation("served", 1, "Tell me.").conversation;
+        assert!(
+            enforcer.marks.marker(&served, None, Layers::ALL, &asked, None, unix_ms()).is_some()
+        );
+        let canary = enforcer.marks.tokens(&served).pop().unwrap();
+        let prompt = format!("As {canary} said.");
+        let comes_back = observation("other", 1, &prompt).conversation;
+        let begun = Instant::now();
+        while enforcer.marks.returned(&comes_back).canary.is_empty() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "the search was never made");
+            let account = AccountId::new("busy");
+            let _ = enforcer.afterwards.try_send(FollowUp::Mark { account, owners: Vec::new() });
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }

@@ -40,7 +40,7 @@ struct Served {
     /// Accounts by what of them stands in a frame.
     tags: HashMap<u32, AccountId>,
     /// Who was served a canary: by subject and epoch.
-    canaries: BTreeMap<(String, u16), BTreeSet<AccountId>>,
+    canaries: BTreeMap<(Arc<str>, u16), Arc<BTreeSet<AccountId>>>,
     /// A canary was served that is not searched for yet.
     unsearched: bool,
     overflow: u64,
@@ -134,13 +134,16 @@ impl Marks {
         *span = (span.0.min(epoch), span.1.max(epoch));
         if layers.canary {
             let full = served.canaries.len() >= CANARY_SUBJECTS_MAX;
-            let place = (subject, epoch);
+            let place = (subject.into(), epoch);
             if let Some(accounts) = served.canaries.get_mut(&place) {
-                served.unsearched |= accounts.insert(account.clone());
+                if !accounts.contains(account) {
+                    Arc::make_mut(accounts).insert(account.clone());
+                    served.unsearched = true;
+                }
             } else if full {
                 served.overflow += 1;
             } else {
-                served.canaries.insert(place, BTreeSet::from([account.clone()]));
+                served.canaries.insert(place, Arc::new(BTreeSet::from([account.clone()])));
                 served.unsearched = true;
             }
         }
@@ -216,7 +219,10 @@ impl Marks {
                 return;
             }
             let newest = served.canaries.keys().map(|(_, epoch)| *epoch).max().unwrap_or(0);
-            (served.canaries.clone(), newest)
+            // Requests wait for this lock: names and sets are shared, not copied.
+            let subjects: Vec<_> =
+                served.canaries.iter().map(|(place, all)| (place.clone(), all.clone())).collect();
+            (subjects, newest)
         };
         let key = self.key.canary();
         let (mut texts, mut owners) = (Vec::new(), Vec::new());
@@ -224,7 +230,6 @@ impl Marks {
             if epoch + CANARY_EPOCHS < newest {
                 continue;
             }
-            let accounts = Arc::new(accounts);
             for kind in Kind::ALL {
                 texts.push(canary(&key, &subject, epoch, kind, 0));
                 owners.push(accounts.clone());
