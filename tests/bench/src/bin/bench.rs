@@ -123,7 +123,7 @@ const fn gateway(name: &'static str, policy: &'static str) -> Settings {
 #[derive(Parser)]
 #[command(about = "Measures what the gateway costs beside bare Pingora")]
 struct Options {
-    /// About a minute instead of five: shorter windows, fewer scenarios.
+    /// A fifth of the time (three rounds take eight minutes): shorter windows, fewer scenarios.
     #[arg(long)]
     quick: bool,
     /// Rounds of each scenario; at least 3 for figures that are worth telling.
