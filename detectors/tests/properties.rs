@@ -17,7 +17,7 @@ use detectors::list::{LIST, Memories};
 use detectors::policy::Policy;
 use detectors::seen::{Answered, ClientSeen, Seen, TextSeen};
 use detectors::sketch::Merge;
-use detectors::snapshot::{Snapshot, WrongVersion};
+use detectors::snapshot::{Snapshot, VERSION, WrongVersion};
 use detectors::text::FAMILIES;
 use detectors::{
     AccountId, Answer, Conversation, DnsLookup, DnsTransport, Enforcement, EnforcementAction,
@@ -113,8 +113,9 @@ fn a_snapshot_taken_back_judges_on_as_if_nothing_had_happened() {
         let apart = (one.suspicion - other.suspicion).abs();
         assert!(one.account == other.account && apart < 1e-9, "{one:?}\n{other:?}");
     }
-    let newer = Snapshot { version: 2, ..saved };
-    assert_eq!(engine(Policy::default()).restore(newer), Err(WrongVersion { found: 2 }));
+    let found = VERSION + 1;
+    let newer = Snapshot { version: found, ..saved };
+    assert_eq!(engine(Policy::default()).restore(newer), Err(WrongVersion { found }));
 }
 
 #[test]
