@@ -68,6 +68,12 @@ impl PolicyStore {
         })
     }
 
+    /// Whether the policy comes from a file, and not with the program.
+    #[must_use]
+    pub fn has_file(&self) -> bool {
+        self.file.is_some()
+    }
+
     /// The policy in force.
     #[must_use]
     pub fn in_force(&self) -> Arc<Version> {

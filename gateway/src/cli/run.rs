@@ -57,6 +57,9 @@ pub fn run(path: &Path, upgrade: bool) -> Result<(), String> {
     for warning in &config.warnings {
         warn!("{warning}");
     }
+    if !config.policies.has_file() {
+        info!("no policy is named: the shipped default is in force, and acts on accounts");
+    }
     let running = assemble(config, upgrade)?;
     info!(version = env!("CARGO_PKG_VERSION"), config = %path.display(), "serving");
     running.serve();
