@@ -33,6 +33,8 @@ pub struct Shape {
     ready: BytesMut,
     /// When held text goes out although more of it may come.
     hold_until: Option<Instant>,
+    /// The body has ended; what is left of it waits for its time.
+    finished: bool,
 }
 
 struct Paced {
@@ -120,7 +122,7 @@ impl Shape {
             whole: begun.map(|begun| Whole { format: kind.format, status: kind.status, begun }),
             _gauge: Gauge::new(paced),
         });
-        Some(Self { rewriter, pace, ready: BytesMut::new(), hold_until: None })
+        Some(Self { rewriter, pace, ready: BytesMut::new(), hold_until: None, finished: false })
     }
 
     /// Whether the body's length may change.
@@ -167,6 +169,7 @@ impl Shape {
     /// The body has ended.
     pub fn finish(&mut self, now: Instant) {
         self.hold_until = None;
+        self.finished = true;
         let mut out = BytesMut::new();
         if let Some(rewriter) = &mut self.rewriter {
             rewriter.finish(&mut out);
@@ -222,7 +225,8 @@ impl Shape {
     /// it does not within one that was too long to be held.
     #[must_use]
     pub fn break_off(&mut self) -> bool {
-        self.rewriter.as_mut().is_none_or(|rewriter| rewriter.break_off(&mut BytesMut::new()))
+        let mut let_go = BytesMut::new();
+        self.finished || self.rewriter.as_mut().is_none_or(|all| all.break_off(&mut let_go))
     }
 
     /// Lets the rest go at another pace, or as it comes.
@@ -411,6 +415,25 @@ mod tests {
         let shape = Shape::new(WHOLE, None, Some(1.0), &gauge(), start).unwrap();
         let sent = run(shape, &[&long], start);
         assert_eq!(sent[0].0, PACED_WHOLE_DELAY_MAX.as_millis() as u64, "no client waits forever");
+    }
+
+    #[test]
+    fn a_stream_can_be_broken_off_also_while_its_rest_waits() {
+        let (now, all) =
+            (Instant::now(), [chunk("content", "one"), chunk("content", "two")].concat());
+        for rewritten in [false, true] {
+            for ended in [false, true] {
+                let changes = rewritten.then(withhold);
+                let mut shape = Shape::new(STREAM, changes, Some(1.0), &gauge(), now).unwrap();
+                shape.push(all.as_bytes(), now);
+                if ended {
+                    shape.finish(now);
+                }
+                let first = shape.next_due().unwrap();
+                assert!(!shape.take_due(first).is_empty() && shape.next_due().is_some());
+                assert!(shape.break_off(), "ended: {ended}");
+            }
+        }
     }
 
     #[test]
