@@ -632,10 +632,29 @@ fn an_interrupted_answer_is_not_complete() {
     assert!(!reader.finish(false).complete);
 }
 
+/// Where streams recorded from real providers are, if anywhere.
+pub(super) fn recorded_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/fixtures/streams")
+}
+
+/// The format of the streams in a provider's folder.
+pub(super) fn format_of(provider: &str) -> Format {
+    match provider {
+        "anthropic" => Format::AnthropicMessages,
+        "gemini" => Format::GeminiGenerate,
+        "openai-responses" => Format::OpenaiResponses,
+        "openai-completions" => Format::OpenaiCompletions,
+        "openai-chat" | "azure" | "deepseek" | "groq" | "mistral" | "openrouter" => {
+            Format::OpenaiChat
+        }
+        _ => Format::Unknown,
+    }
+}
+
 /// Streams recorded from real providers, where they are at hand.
 #[test]
 fn recorded_streams_read_the_same_wherever_they_are_cut() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/fixtures/streams");
+    let folder = recorded_folder();
     let mut files: Vec<PathBuf> = folders(&folder)
         .iter()
         .flat_map(|folder| folders(folder))
@@ -648,16 +667,7 @@ fn recorded_streams_read_the_same_wherever_they_are_cut() {
     }
     for path in files {
         let provider = path.parent().and_then(Path::file_name).unwrap().to_str().unwrap();
-        let format = match provider {
-            "anthropic" => Format::AnthropicMessages,
-            "gemini" => Format::GeminiGenerate,
-            "openai-responses" => Format::OpenaiResponses,
-            "openai-completions" => Format::OpenaiCompletions,
-            "openai-chat" | "azure" | "deepseek" | "groq" | "mistral" | "openrouter" => {
-                Format::OpenaiChat
-            }
-            _ => Format::Unknown,
-        };
+        let format = format_of(provider);
         let body = std::fs::read(&path).unwrap();
         let (answer, unread, said) = read_every_way(format, SSE, &body);
         let name = path.strip_prefix(&folder).unwrap().display();
@@ -682,7 +692,8 @@ fn recorded_streams_read_the_same_wherever_they_are_cut() {
     }
 }
 
-fn folders(folder: &Path) -> Vec<PathBuf> {
+/// What lies in a folder; nothing where there is none.
+pub(super) fn folders(folder: &Path) -> Vec<PathBuf> {
     std::fs::read_dir(folder)
         .into_iter()
         .flatten()

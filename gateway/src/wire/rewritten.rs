@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::framing::sse::{Boundaries, parse_event};
+use super::recorded::{folders, format_of, recorded_folder};
 use super::{
     AnswerReader, Changes, Edit, EventMeter, Piece, Reasoning, Released, RewriteCounts, Rewriter,
     TextId, TextMarker,
@@ -297,7 +298,7 @@ fn streams() -> Vec<Stream> {
     let crate_folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let own = read_streams(&crate_folder.join("../tests/streams"));
     assert!(own.len() >= 20, "only {}", own.len());
-    let folder = crate_folder.join("../../shared/fixtures/streams");
+    let folder = recorded_folder();
     let recorded = read_streams(&folder);
     if recorded.is_empty() {
         println!("skipped: no recorded streams at {}", folder.display());
@@ -311,16 +312,10 @@ fn read_streams(folder: &Path) -> Vec<Stream> {
         folders(folder).iter().flat_map(|folder| folders(folder)).collect();
     files.sort();
     let read = files.iter().filter_map(|path| {
-        let format = match path.parent()?.file_name()?.to_str()? {
-            "anthropic" => Format::AnthropicMessages,
-            "gemini" => Format::GeminiGenerate,
-            "openai-responses" => Format::OpenaiResponses,
-            "openai-completions" => Format::OpenaiCompletions,
-            "openai-chat" | "azure" | "deepseek" | "groq" | "mistral" | "openrouter" => {
-                Format::OpenaiChat
-            }
-            _ => return None,
-        };
+        let format = format_of(path.parent()?.file_name()?.to_str()?);
+        if format == Format::Unknown {
+            return None;
+        }
         let content_type = match path.extension()?.to_str()? {
             "sse" => SSE,
             "json" => JSON,
@@ -331,14 +326,6 @@ fn read_streams(folder: &Path) -> Vec<Stream> {
         Some(Stream { name, format, content_type, body })
     });
     read.collect()
-}
-
-fn folders(folder: &Path) -> Vec<PathBuf> {
-    std::fs::read_dir(folder)
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .collect()
 }
 
 /// What an answer says: its texts, reasoning, calls and arguments, each put together.
@@ -1193,44 +1180,5 @@ proptest! {
                 .collect()
         };
         prop_assert_eq!(bare(&body), bare(&out));
-    }
-}
-
-/// Prints what an event costs: `cargo test --release -p stillgate --lib -- --ignored --nocapture
-/// rewritten::cost`.
-#[test]
-#[ignore = "prints times, and checks nothing"]
-fn cost_of_an_event() {
-    for stream in streams() {
-        let events = ends(&stream).len();
-        if events < 12 {
-            continue;
-        }
-        let cost = |metered: bool, changes: &dyn Fn() -> Changes| {
-            let rounds = 50_000 / events;
-            let begun = std::time::Instant::now();
-            for _ in 0..rounds {
-                let mut rewriter = rewriter(&stream, changes());
-                if metered {
-                    rewriter = rewriter.with_meter();
-                }
-                let mut out = BytesMut::new();
-                // Some events at a time, as the network brings them.
-                for piece in stream.body.as_bytes().chunks(1400) {
-                    rewriter.push(piece, &mut out);
-                    out.clear();
-                }
-                rewriter.finish(&mut out);
-            }
-            begun.elapsed().as_nanos() as usize / (rounds * events)
-        };
-        println!(
-            "{:40} {events:5} events of {:5} bytes: {:6} ns marked, {:6} ns marked and metered, {:6} ns withheld",
-            stream.name,
-            stream.body.len() / events,
-            cost(false, &marks),
-            cost(true, &marks),
-            cost(false, &|| withheld(None)),
-        );
     }
 }
