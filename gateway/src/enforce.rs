@@ -22,7 +22,7 @@ use detectors::finding::Finding;
 use detectors::policy::{Action, Actions, Asked, Policy, WhenLate};
 use detectors::seen::Answered;
 use detectors::tier::Tier;
-use detectors::watermark::Candidate;
+use detectors::watermark::{Candidate, Layers};
 use detectors::{
     AccountId, Answer, Conversation, Enforcement, EnforcementAction, Event, Observation,
     OrganisationId, Profile,
@@ -103,6 +103,8 @@ pub struct Treatment {
     pub watermark: bool,
     /// Whether placeholders are varied.
     pub canary: bool,
+    /// The layers that mark it.
+    pub layers: Option<Layers>,
     /// Keep reasoning out; with the words that stand in its place.
     pub withhold_reasoning: Option<String>,
     /// End it now.
@@ -154,21 +156,6 @@ pub struct Leave {
 }
 
 impl Leave {
-    /// Leave for a request that nothing is done about.
-    #[must_use]
-    pub fn unconditional() -> Self {
-        Self {
-            standing: None,
-            generation: 0,
-            route: "".into(),
-            model: None,
-            organisation: None,
-            follows_text: false,
-            admission: None,
-            treatment: Treatment::default(),
-        }
-    }
-
     /// Whether the text of its answer is followed, so that it can be marked from its middle on.
     #[must_use]
     pub fn follows_text(&self) -> bool {
@@ -303,9 +290,9 @@ impl Enforcer {
         let begun = Instant::now();
         let standing = observation.account.as_ref().map(|account| self.standing(account));
         if let Some(standing) = &standing {
-            self.profile(standing, observation);
-            let owners = self.recognise(standing, observation);
             let patience = Duration::from_millis(version.policy.enforcement.inline_ms_max);
+            self.profile(standing, observation, patience);
+            let owners = self.recognise(standing, observation);
             match self.judge.arrived(observation, patience) {
                 Judged::Decided(decision) => self.decided(&decision),
                 Judged::AsBefore => {}
@@ -442,10 +429,7 @@ impl Enforcer {
                 Reasoning::Withhold { notice }
             }
         };
-        let version = self.policies.in_force();
-        let layers =
-            marks::layers(treatment.watermark, treatment.canary, &version.policy.watermark);
-        let mark = leave.standing.as_ref().zip(layers).and_then(|(standing, layers)| {
+        let mark = leave.standing.as_ref().zip(treatment.layers).and_then(|(standing, layers)| {
             let cluster = standing.read(|state| state.cluster);
             let (account, now_ms) = (&standing.account, unix_ms());
             self.marks.marker(account, cluster, layers, conversation, fences, now_ms)
@@ -559,12 +543,15 @@ impl Enforcer {
         };
         let was = |read: fn(&Treatment) -> bool| before.is_some_and(read);
         let words = &version.policy.words;
+        let watermark = take(Action::Watermark, was(|t| t.watermark));
+        let canary = take(Action::Canary, was(|t| t.canary));
         Treatment {
+            watermark,
+            canary,
+            layers: marks::layers(watermark, canary, &version.policy.watermark),
             pace: actions
                 .pace_tokens_per_second
                 .filter(|_| take(Action::Pace, was(|t| t.pace.is_some()))),
-            watermark: take(Action::Watermark, was(|t| t.watermark)),
-            canary: take(Action::Canary, was(|t| t.canary)),
             withhold_reasoning: take(
                 Action::WithholdReasoning,
                 was(|t| t.withhold_reasoning.is_some()),
@@ -631,19 +618,21 @@ impl Enforcer {
         let rails = &version.policy.takedown;
         let members = self.judge.cluster_members(label, |_| ()).len();
         let before = self.takedowns.get(&hex_label(label));
+        let waits = rails.confirm || members > rails.members_max;
         let status = match &before {
             _ if shadow => Status::Shadow,
             // The cluster is down already: who comes to be suspected later follows.
-            Some(held) if held.status == Status::Active => {
+            Some(held) if held.holds(unix_ms()) && !waits => {
                 self.join_takedown(label, held.clone(), &version);
                 return;
             }
-            // Somebody took it back and has to say so if it is to be done again.
-            Some(held) if held.status == Status::Undone => {
+            // Somebody has to say so: of one taken back, that it is to be done again; of one that
+            // holds, that the guard rails are passed.
+            Some(held) if held.status == Status::Undone || held.holds(unix_ms()) => {
                 self.put_up_for_review(account, Reason::TakedownWaits, Vec::new(), &version);
                 return;
             }
-            _ if rails.confirm || members > rails.members_max => Status::Waiting,
+            _ if waits => Status::Waiting,
             _ => {
                 self.take_down(label, account, &version, "policy", "");
                 return;
@@ -768,7 +757,7 @@ impl Enforcer {
     /// # Errors
     /// When there is none in force.
     pub fn undo_takedown(&self, cluster: &str) -> Result<Takedown, String> {
-        let held = self.takedowns.get(cluster).filter(|held| held.status == Status::Active);
+        let held = self.takedowns.get(cluster).filter(|held| held.holds(unix_ms()));
         let held = held.ok_or_else(|| format!("no takedown of cluster {cluster} is in force"))?;
         // Whoever followed later is among the kept, not only in the list.
         let of_it = |kept: &Kept| kept.suspended.as_ref().is_some_and(|s| s.cluster == cluster);
@@ -918,14 +907,14 @@ impl Enforcer {
         })
     }
 
-    /// Tells the engine the organisation, where it is new.
-    fn profile(&self, standing: &Standing, observation: &Observation) {
+    /// Tells the engine the organisation, where it is new; at the next request where the engine is
+    /// not free in time.
+    fn profile(&self, standing: &Standing, observation: &Observation, patience: Duration) {
         let Some(organisation) = &observation.organisation else { return };
         if standing.read(|state| state.organisation.as_ref() == Some(organisation)) {
             return;
         }
-        standing.change(|state| state.organisation = Some(organisation.clone()));
-        self.judge.observe(&Event::Profile(Profile {
+        let profile = Event::Profile(Profile {
             at_ms: observation.at_ms,
             account: standing.account.clone(),
             organisation: Some(organisation.clone()),
@@ -933,7 +922,10 @@ impl Enforcer {
             payment: None,
             bin: None,
             verified: false,
-        }));
+        });
+        if self.judge.observe_within(&profile, patience) {
+            standing.change(|state| state.organisation = Some(organisation.clone()));
+        }
     }
 
     fn put_up_for_review(
@@ -1047,7 +1039,6 @@ fn explained(decision: Decision) -> Vec<ExplainedFinding> {
 #[cfg(test)]
 mod tests {
     use detectors::facts::Facts;
-    use detectors::watermark::Layers;
 
     use super::*;
     use crate::judge::tests::observation;

@@ -88,6 +88,12 @@ impl Judge {
         self.engine.lock().observe(event);
     }
 
+    /// Takes it in if the engine is free in time; whether it was.
+    pub fn observe_within(&self, event: &Event, patience: Duration) -> bool {
+        let engine = self.engine.try_lock_for(patience);
+        engine.map(|mut engine| engine.observe(event)).is_some()
+    }
+
     /// Judges by another policy from now on.
     pub fn set_policy(&self, policy: Arc<Policy>) {
         self.engine.lock().set_policy(policy);
@@ -262,7 +268,15 @@ pub(crate) mod tests {
         let late = judge.arrived(&observation("a", 1, "Hello"), Duration::from_millis(5));
         assert!(matches!(late, Judged::Late));
         assert_eq!(judge.metrics.judgements_late.get(), 1);
+        let account = AccountId::new("a");
+        let suspend = Event::Enforcement(detectors::Enforcement {
+            at_ms: 1,
+            account,
+            action: detectors::EnforcementAction::Suspend,
+        });
+        assert!(!judge.observe_within(&suspend, Duration::from_millis(5)));
         drop(held);
+        assert!(judge.observe_within(&suspend, Duration::from_millis(5)));
     }
 
     #[test]

@@ -133,6 +133,14 @@ pub struct Takedown {
     pub indicators: Bundle,
 }
 
+impl Takedown {
+    /// Whether its suspensions hold.
+    #[must_use]
+    pub fn holds(&self, now_ms: u64) -> bool {
+        self.status == Status::Active && now_ms < self.until_ms
+    }
+}
+
 /// Indicators of compromise: what an IOC bundle says. Unsigned here.
 ///
 /// Source: threat model, "IOC Sharing Protocol".
@@ -279,6 +287,31 @@ mod tests {
         let told = GuardRails { across_organisations: true, ..rails };
         let selection = select(members(), None, &told, known);
         assert_eq!(selection.suspended.len(), 3);
+    }
+
+    #[test]
+    fn a_takedown_holds_until_it_ends_or_is_taken_back() {
+        let takedown = Takedown {
+            cluster: "c".to_owned(),
+            status: Status::Active,
+            by: "policy",
+            reason: String::new(),
+            at_ms: 0,
+            until_ms: 10,
+            trigger: AccountId::new("a"),
+            policy: "p".into(),
+            suspended: Vec::new(),
+            left_out: Vec::new(),
+            indicators: Bundle::default(),
+        };
+        assert!(takedown.holds(9) && !takedown.holds(10));
+        for status in [Status::Waiting, Status::Undone, Status::Shadow] {
+            assert!(!Takedown { status, ..takedown.clone() }.holds(9));
+        }
+        let log = Log::default();
+        log.put(takedown);
+        log.undone("c");
+        assert_eq!(log.get("c").map(|held| held.status), Some(Status::Undone));
     }
 
     #[test]

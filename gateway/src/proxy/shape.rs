@@ -131,12 +131,6 @@ impl Shape {
         self.rewriter.is_some()
     }
 
-    /// Whether texts are changed.
-    #[must_use]
-    pub fn rewrites(&self) -> bool {
-        self.rewriter.is_some()
-    }
-
     /// Takes the next piece of the body.
     pub fn push(&mut self, bytes: &[u8], now: Instant) {
         let Some(rewriter) = &mut self.rewriter else {
@@ -237,12 +231,6 @@ impl Shape {
             (None, Some(paced)) => paced.pacer.set_rate(f64::MAX),
             (_, None) => {}
         }
-    }
-
-    /// Whether it is paced.
-    #[must_use]
-    pub fn is_paced(&self) -> bool {
-        self.pace.is_some()
     }
 }
 
@@ -392,7 +380,7 @@ mod tests {
         ];
         let start = Instant::now();
         let shape = Shape::new(STREAM, Some(withhold()), Some(10.0), &gauge(), start).unwrap();
-        assert!(shape.changes_length() && shape.is_paced());
+        assert!(shape.changes_length());
         let sent = run(shape, &[&all.concat()], start);
         // The tokens are the original's: fourteen characters of reasoning are three.
         assert_eq!(sent.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [0, 300, 400]);
