@@ -4,6 +4,7 @@
 
 pub mod account;
 pub mod admin;
+pub mod audit;
 pub mod capture;
 pub mod cli;
 pub mod config;
@@ -20,6 +21,7 @@ pub mod network;
 pub mod policy;
 pub mod proxy;
 pub mod route;
+pub mod store;
 pub mod trace;
 pub mod upstream;
 pub mod wire;

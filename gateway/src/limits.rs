@@ -367,3 +367,11 @@ pub const PACED_WHOLE_DELAY_MAX: Duration = Duration::from_secs(30);
 
 /// Longest time that text waits for what follows it before it goes out as it is.
 pub const REWRITE_HOLD_MAX: Duration = Duration::from_millis(250);
+
+// store.rs
+/// Batches that wait to be written; further ones are refused.
+pub const STORE_QUEUE_MAX: usize = 8_192;
+/// Batches that are committed together.
+pub const STORE_GROUP_MAX: usize = 256;
+/// Commits that a slow reader of the feed may lag behind.
+pub const STORE_FEED_MAX: usize = 8_192;
