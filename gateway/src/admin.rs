@@ -1,49 +1,77 @@
 //! The operators' endpoint: health, metrics, exchanges, accounts and what is done about them.
 //!
 //! `GET /healthz` and `GET /readyz` are for load balancers and say nothing worth hiding. All else
-//! needs `Authorization: Bearer` with the token of the configuration; where the address is not
-//! loopback the configuration refuses a weak token. The server is bounded like the proxy itself:
-//! so many connections, so long for a request head, so many body bytes, so long in all. Someone
-//! who can reach the port can therefore not hold the process's memory or descriptors.
+//! needs `Authorization: Bearer` with a token of the configuration whose role suffices
+//! ([`access`]); where the address is not loopback the configuration refuses weak tokens. Every
+//! operation is described in the OpenAPI document, at `GET /openapi.json`, which is also where the
+//! role that it needs is read from. Every change needs a reason, and is durable and in the audit
+//! before it is acknowledged.
+//!
+//! The server is bounded like the proxy itself: so many connections, so long for a request head, so
+//! many body bytes, so long in all. Someone who can reach the port can therefore not hold the
+//! process's memory or descriptors. What streams for long has its time from each piece that moves.
 
+mod access;
 mod accounts;
+mod answer;
+mod audit;
 mod body;
 mod clusters;
+mod connection;
+mod document;
+mod marks;
+mod models;
 mod policy;
+mod profiles;
+mod review;
+mod schema;
 
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use axum::Router;
-use axum::extract::{RawQuery, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post, put};
+use axum::{Json, Router};
+use hmac::digest::KeyInit;
+use hmac::{Hmac, Mac};
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use pingora_core::apps::ServerApp;
+use pingora_core::listeners::tls::Acceptor;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
-use serde_json::json;
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
+use serde::{Deserialize, Serialize};
+use sha2::Sha256;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Semaphore, watch};
-use tokio::time::timeout;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{sleep_until, timeout};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use crate::config::Secret;
+use self::access::{Caller, Gate, authorise};
+use self::answer::{Answer, Refused};
+use self::body::{Params, Sent};
+use self::connection::Connection;
+use self::document::Document;
+use crate::audit::Said;
+use crate::config::AdminToken;
 use crate::enforce::Enforcer;
-use crate::exchanges::ExchangeLog;
+use crate::exchanges::{Exchange, ExchangeLog};
 use crate::limits::{
-    ADMIN_BODY_BYTES_MAX, ADMIN_CONNECTION_TIMEOUT, ADMIN_CONNECTIONS_MAX, ADMIN_EXCHANGES_MAX,
-    ADMIN_HEADER_BYTES_MAX, ADMIN_HEADER_TIMEOUT,
+    ADMIN_CONNECTIONS_MAX, ADMIN_HEADER_BYTES_MAX, ADMIN_HEADER_TIMEOUT, ADMIN_LIST_MAX,
+    ADMIN_STREAMS_MAX,
 };
+use crate::listener::peer_address;
 use crate::metrics::Metrics;
 
-/// Exchanges in an answer where the request does not say.
-const EXCHANGES_DEFAULT: usize = 50;
+/// Things in an answer where the request does not say.
+const LIST_DEFAULT: usize = 50;
 
 /// What the endpoint shows.
 #[derive(Clone)]
@@ -52,8 +80,12 @@ pub struct AdminState {
     exchanges: Arc<ExchangeLog>,
     enforcer: Arc<Enforcer>,
     readiness: Arc<dyn Fn() -> Readiness + Send + Sync>,
-    /// SHA-256 of the token: equal in length whatever the token's.
-    token_digest: [u8; 32],
+    gate: Arc<Gate>,
+    document: Arc<str>,
+    /// Key of the hashes of payment instruments.
+    payment_key: Arc<[u8]>,
+    streams: Arc<Semaphore>,
+    verifying: Arc<Semaphore>,
 }
 
 impl AdminState {
@@ -62,11 +94,39 @@ impl AdminState {
         metrics: Arc<Metrics>,
         exchanges: Arc<ExchangeLog>,
         enforcer: Arc<Enforcer>,
-        token: &Secret,
+        tokens: &[AdminToken],
+        identity_key: &[u8],
         readiness: impl Fn() -> Readiness + Send + Sync + 'static,
     ) -> Self {
-        let token_digest = Sha256::digest(token.expose()).into();
-        Self { metrics, exchanges, enforcer, readiness: Arc::new(readiness), token_digest }
+        let Document { json, needed } = Document::of(&operations().into_openapi());
+        Self {
+            gate: Arc::new(Gate::new(tokens, needed, metrics.clone())),
+            metrics,
+            exchanges,
+            enforcer,
+            readiness: Arc::new(readiness),
+            document: json.into(),
+            payment_key: payment_key(identity_key),
+            streams: Arc::new(Semaphore::new(ADMIN_STREAMS_MAX)),
+            verifying: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// A place for an answer or a body that streams for long.
+    fn stream(&self) -> Result<OwnedSemaphorePermit, Refused> {
+        self.streams.clone().try_acquire_owned().map_err(|_| {
+            self.metrics.admin_refused.with_label_values(&["busy"]).inc();
+            Refused::busy("as many streams are open as may be, come again later")
+        })
+    }
+}
+
+/// Derived, so that no hash of a payment instrument is a pseudonym's.
+fn payment_key(identity_key: &[u8]) -> Arc<[u8]> {
+    match <Hmac<Sha256> as KeyInit>::new_from_slice(identity_key) {
+        Ok(mac) => mac.chain_update(b"stillgate payments").finalize().into_bytes().to_vec().into(),
+        // A key of any length is one.
+        Err(_) => identity_key.into(),
     }
 }
 
@@ -98,35 +158,78 @@ impl Readiness {
     }
 }
 
+/// Why something is to be done.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Why {
+    /// Why; the audit tells it.
+    #[schema(min_length = 1, max_length = 500, pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$")]
+    reason: String,
+    /// Who, beside the token's name.
+    #[schema(min_length = 1, max_length = 64, pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$")]
+    operator: Option<String>,
+}
+
+impl Sent for Why {
+    const SHAPE: &'static str = "an object with reason, and if wanted operator";
+}
+
+impl Why {
+    fn said(&self, caller: &Caller) -> Result<Said, Refused> {
+        body::said(caller, &self.reason, self.operator.as_deref())
+    }
+}
+
+/// Every operation with what the document says of it. An operation's `security` names the role that
+/// it needs: viewer to look, operator to decide, admin to change the gateway itself.
+fn operations() -> OpenApiRouter<AdminState> {
+    OpenApiRouter::new()
+        .routes(routes!(openapi))
+        .routes(routes!(metrics))
+        .routes(routes!(exchanges))
+        .routes(routes!(accounts::list))
+        .routes(routes!(accounts::show))
+        .routes(routes!(accounts::overrides))
+        .routes(routes!(
+            accounts::get_override,
+            accounts::set_override,
+            accounts::remove_override
+        ))
+        .routes(routes!(profiles::set_many))
+        .routes(routes!(profiles::show, profiles::set))
+        .routes(routes!(review::list))
+        .routes(routes!(review::take))
+        .routes(routes!(review::decide))
+        .routes(routes!(clusters::list))
+        .routes(routes!(clusters::show))
+        .routes(routes!(clusters::takedown, clusters::take_down, clusters::undo))
+        .routes(routes!(marks::list))
+        .routes(routes!(marks::verify))
+        .routes(routes!(models::list))
+        .routes(routes!(models::show, models::set, models::remove))
+        .routes(routes!(policy::show))
+        .routes(routes!(policy::validate))
+        .routes(routes!(policy::reload))
+        .routes(routes!(policy::roll_back))
+        .routes(routes!(audit::query))
+        .routes(routes!(audit::export))
+        .routes(routes!(audit::events))
+}
+
 /// The endpoint's routes.
 pub fn router(state: AdminState) -> Router {
-    let guarded = Router::new()
-        .route("/metrics", get(metrics))
-        .route("/v1/exchanges", get(exchanges))
-        .route("/v1/accounts/{account}", get(accounts::show))
-        .route(
-            "/v1/accounts/{account}/override",
-            put(accounts::set_override).delete(accounts::remove_override),
-        )
-        .route("/v1/review", get(accounts::reviews))
-        .route("/v1/review/{account}", delete(accounts::reviewed))
-        .route("/v1/clusters", get(clusters::list))
-        .route(
-            "/v1/clusters/{cluster}/takedown",
-            get(clusters::show).post(clusters::take_down).delete(clusters::undo),
-        )
-        .route("/v1/marks", get(clusters::marks))
-        .route("/v1/policy", get(policy::show))
-        .route("/v1/policy/reload", post(policy::reload))
-        .route("/v1/policy/rollback", post(policy::roll_back))
-        .route_layer(middleware::from_fn_with_state(state.clone(), authorise));
+    let (guarded, _) = operations().split_for_parts();
+    let guarded = guarded.route_layer(middleware::from_fn_with_state(state.clone(), authorise));
     Router::new()
-        .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(readyz))
+        .route("/healthz", axum::routing::get(async || "ok\n"))
+        .route("/readyz", axum::routing::get(readyz))
         .merge(guarded)
-        .fallback(async || error(StatusCode::NOT_FOUND, "no such path"))
+        .fallback(async || Refused::not_found("no such path"))
         .method_not_allowed_fallback(async || {
-            error(StatusCode::METHOD_NOT_ALLOWED, "this path does not answer that method")
+            Refused::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this path does not answer that method",
+            )
         })
         .layer(middleware::from_fn(bound_and_protect))
         .with_state(state)
@@ -136,46 +239,80 @@ pub fn router(state: AdminState) -> Router {
 /// socket over like any other.
 pub struct AdminApp {
     router: Router,
+    acceptor: Option<Acceptor>,
     places: Arc<Semaphore>,
 }
 
 impl AdminApp {
-    /// The endpoint over `state`.
+    /// The endpoint over `state`; `tls` is its server configuration, if it speaks TLS.
     #[must_use]
-    pub fn new(state: AdminState) -> Self {
+    pub fn new(state: AdminState, tls: Option<Arc<rustls::ServerConfig>>) -> Self {
         let places = Arc::new(Semaphore::new(ADMIN_CONNECTIONS_MAX));
-        Self { router: router(state), places }
+        let acceptor = tls.map(|tls| {
+            // HTTP/1.1 is all that is spoken here.
+            let mut tls = Arc::unwrap_or_clone(tls);
+            tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+            Acceptor::from_server_config(Arc::new(tls))
+        });
+        Self { router: router(state), acceptor, places }
     }
 
     /// Serves one connection; beyond [`ADMIN_CONNECTIONS_MAX`] it is closed unread.
-    async fn serve<S>(&self, stream: S, mut ended: watch::Receiver<bool>)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    async fn accept(&self, stream: Stream, ended: watch::Receiver<bool>) {
         let Ok(_place) = self.places.try_acquire() else {
             log::warn!("admin: connection refused, {ADMIN_CONNECTIONS_MAX} are open");
             return;
         };
-        let service = TowerToHyperService::new(self.router.clone());
+        let peer = peer_address(&stream).map(|peer| peer.ip());
+        let Some(acceptor) = &self.acceptor else {
+            self.serve(stream, peer, ended).await;
+            return;
+        };
+        match timeout(ADMIN_HEADER_TIMEOUT, acceptor.tls_handshake(stream)).await {
+            Ok(Ok(stream)) => self.serve(stream, peer, ended).await,
+            // Its text may quote what was sent.
+            Ok(Err(_)) => log::debug!("admin: TLS handshake failed"),
+            Err(_) => log::debug!("admin: TLS handshake took too long"),
+        }
+    }
+
+    async fn serve<S>(&self, stream: S, peer: Option<IpAddr>, mut ended: watch::Receiver<bool>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let open = Connection::new(peer, ended.clone());
+        let seen = open.clone();
+        let router = TowerToHyperService::new(self.router.clone());
+        let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+            request.extensions_mut().insert(seen.clone());
+            router.call(request)
+        });
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder
             .timer(TokioTimer::new())
             .header_read_timeout(ADMIN_HEADER_TIMEOUT)
             .max_buf_size(ADMIN_HEADER_BYTES_MAX);
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let served = timeout(ADMIN_CONNECTION_TIMEOUT, async {
+        let mut ending = false;
+        let served = loop {
+            let until = open.until();
             tokio::select! {
-                served = connection.as_mut() => return served,
+                served = connection.as_mut() => break served,
                 // An error means that the server is gone, which is an end as well.
-                _ = ended.wait_for(|ended| *ended) => {}
+                _ = ended.wait_for(|ended| *ended), if !ending => {
+                    ending = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = sleep_until(until) => {
+                    if open.until() <= until {
+                        log::debug!("admin: connection ended: it lasted too long");
+                        return;
+                    }
+                }
             }
-            connection.as_mut().graceful_shutdown();
-            connection.as_mut().await
-        });
-        match served.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => log::debug!("admin: connection ended: {error}"),
-            Err(_) => log::debug!("admin: connection ended: it lasted too long"),
+        };
+        if let Err(error) = served {
+            log::debug!("admin: connection ended: {error}");
         }
     }
 }
@@ -187,7 +324,7 @@ impl ServerApp for AdminApp {
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        self.serve(stream, shutdown.clone()).await;
+        self.accept(stream, shutdown.clone()).await;
         None
     }
 }
@@ -195,72 +332,65 @@ impl ServerApp for AdminApp {
 async fn readyz(State(state): State<AdminState>) -> Response {
     match (state.readiness)().reason() {
         None => "ready\n".into_response(),
-        Some(reason) => error(StatusCode::SERVICE_UNAVAILABLE, &reason),
+        Some(reason) => Refused::new(StatusCode::SERVICE_UNAVAILABLE, reason).into_response(),
     }
 }
 
+/// This document.
+#[utoipa::path(get, path = "/openapi.json", tag = "operation",
+    responses((status = 200, body = Object, content_type = "application/json")),
+    security(("token" = ["viewer"])))]
+async fn openapi(State(state): State<AdminState>, asked: Params) -> Result<Response, Refused> {
+    asked.finish()?;
+    let content_type = [(header::CONTENT_TYPE, "application/json")];
+    Ok((content_type, state.document.to_string()).into_response())
+}
+
+/// Metrics for Prometheus.
+#[utoipa::path(get, path = "/metrics", tag = "operation",
+    responses((status = 200, body = String, content_type = "text/plain")),
+    security(("token" = ["viewer"])))]
 async fn metrics(State(state): State<AdminState>) -> Response {
     // Asking brings the gauges of healthy members up to date.
     let _ = (state.readiness)();
+    let open = ADMIN_STREAMS_MAX.saturating_sub(state.streams.available_permits());
+    state.metrics.admin_streams.set(i64::try_from(open).unwrap_or(i64::MAX));
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (content_type, state.metrics.render()).into_response()
 }
 
-async fn exchanges(State(state): State<AdminState>, RawQuery(query): RawQuery) -> Response {
-    match exchange_limit(query.as_deref().unwrap_or_default()) {
-        Ok(limit) => {
-            axum::Json(json!({ "exchanges": state.exchanges.latest(limit) })).into_response()
-        }
-        Err(message) => error(StatusCode::BAD_REQUEST, &message),
-    }
+/// Exchanges, the newest first.
+#[derive(Serialize, ToSchema)]
+struct Exchanges {
+    #[schema(value_type = Vec<Object>)]
+    exchanges: Vec<Arc<Exchange>>,
 }
 
-/// Reads `limit=N`. Anything else is an error, so that a misspelt parameter is not ignored.
-fn exchange_limit(query: &str) -> Result<usize, String> {
-    let mut limit = None;
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let value = match pair.split_once('=') {
-            Some(("limit", value)) if limit.is_none() => value,
-            Some(("limit", _)) => return Err("limit is given twice".to_owned()),
-            _ => return Err("the only parameter here is limit".to_owned()),
-        };
-        // `parse` would take a sign as well.
-        let digits = value.bytes().all(|byte| byte.is_ascii_digit());
-        let number = value.parse().ok().filter(|limit| (1..=ADMIN_EXCHANGES_MAX).contains(limit));
-        if !digits || number.is_none() {
-            return Err(format!("limit must be a number from 1 to {ADMIN_EXCHANGES_MAX}"));
-        }
-        limit = number;
-    }
-    Ok(limit.unwrap_or(EXCHANGES_DEFAULT))
+/// The latest exchanges, with marks in the place of their texts.
+#[utoipa::path(get, path = "/v1/exchanges", tag = "operation", params(schema::LimitQuery),
+    responses((status = 200, body = Exchanges)), security(("token" = ["viewer"])))]
+async fn exchanges(State(state): State<AdminState>, mut asked: Params) -> Answer<Exchanges> {
+    let limit = asked.limit(LIST_DEFAULT, ADMIN_LIST_MAX)?;
+    asked.finish()?;
+    Ok(Json(Exchanges { exchanges: state.exchanges.latest(limit) }))
 }
 
-async fn authorise(State(state): State<AdminState>, request: Request, next: Next) -> Response {
-    if is_authorised(request.headers(), &state.token_digest) {
-        return next.run(request).await;
-    }
-    let mut response =
-        error(StatusCode::UNAUTHORIZED, "send the admin token as `Authorization: Bearer …`");
-    let challenge = HeaderValue::from_static("Bearer realm=\"stillgate admin\"");
-    response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
-    response
-}
-
-/// Compares digests: the time taken tells neither how much of a guess was right nor its length.
-fn is_authorised(headers: &HeaderMap, token_digest: &[u8; 32]) -> bool {
-    let mut values = headers.get_all(header::AUTHORIZATION).iter();
-    let (Some(value), None) = (values.next(), values.next()) else { return false };
-    let Some((scheme, token)) = value.as_bytes().split_first_chunk::<7>() else { return false };
-    let digest: [u8; 32] = Sha256::digest(token).into();
-    scheme.eq_ignore_ascii_case(b"Bearer ") && bool::from(digest.ct_eq(token_digest))
+/// Runs what reads files, the store or the engine where it holds up nobody else.
+async fn blocking<T: Send + 'static>(
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refused> {
+    tokio::task::spawn_blocking(run)
+        .await
+        .map_err(|_| Refused::busy("that did not finish; see the log"))
 }
 
 /// Refuses a body beyond the bound, and keeps answers out of caches.
 async fn bound_and_protect(request: Request, next: Next) -> Response {
     let length = request.headers().get(header::CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    let mut response = if length.is_some_and(|length| length > ADMIN_BODY_BYTES_MAX) {
-        error(StatusCode::PAYLOAD_TOO_LARGE, "the request body is too large")
+    let bytes_max = body::bytes_max(request.uri().path());
+    let mut response = if length.is_some_and(|length| length > bytes_max) {
+        body::too_large().into_response()
     } else {
         // A body of unknown length is bounded where it is read.
         next.run(request).await
@@ -269,10 +399,6 @@ async fn bound_and_protect(request: Request, next: Next) -> Response {
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
-}
-
-fn error(status: StatusCode, message: &str) -> Response {
-    (status, axum::Json(json!({ "error": { "message": message } }))).into_response()
 }
 
 #[cfg(test)]
