@@ -36,8 +36,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
-use hmac::digest::KeyInit;
-use hmac::{Hmac, Mac};
+use bytes::Bytes;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -46,7 +45,6 @@ use pingora_core::listeners::tls::Acceptor;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
 use serde::{Deserialize, Serialize};
-use sha2::Sha256;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep_until, timeout};
@@ -60,6 +58,7 @@ use self::body::{Params, Sent};
 use self::connection::Connection;
 use self::document::Document;
 use crate::audit::Said;
+use crate::capture::tee::Tee;
 use crate::config::AdminToken;
 use crate::enforce::Enforcer;
 use crate::exchanges::{Exchange, ExchangeLog};
@@ -83,7 +82,7 @@ pub struct AdminState {
     gate: Arc<Gate>,
     document: Arc<str>,
     /// Key of the hashes of payment instruments.
-    payment_key: Arc<[u8]>,
+    payment_key: [u8; 32],
     streams: Arc<Semaphore>,
     verifying: Arc<Semaphore>,
 }
@@ -95,7 +94,7 @@ impl AdminState {
         exchanges: Arc<ExchangeLog>,
         enforcer: Arc<Enforcer>,
         tokens: &[AdminToken],
-        identity_key: &[u8],
+        payment_key: [u8; 32],
         readiness: impl Fn() -> Readiness + Send + Sync + 'static,
     ) -> Self {
         let Document { json, needed } = Document::of(&operations().into_openapi());
@@ -106,7 +105,7 @@ impl AdminState {
             enforcer,
             readiness: Arc::new(readiness),
             document: json.into(),
-            payment_key: payment_key(identity_key),
+            payment_key,
             streams: Arc::new(Semaphore::new(ADMIN_STREAMS_MAX)),
             verifying: Arc::new(Semaphore::new(1)),
         }
@@ -118,15 +117,6 @@ impl AdminState {
             self.metrics.admin_refused.with_label_values(&["busy"]).inc();
             Refused::busy("as many streams are open as may be, come again later")
         })
-    }
-}
-
-/// Derived, so that no hash of a payment instrument is a pseudonym's.
-fn payment_key(identity_key: &[u8]) -> Arc<[u8]> {
-    match <Hmac<Sha256> as KeyInit>::new_from_slice(identity_key) {
-        Ok(mac) => mac.chain_update(b"stillgate payments").finalize().into_bytes().to_vec().into(),
-        // A key of any length is one.
-        Err(_) => identity_key.into(),
     }
 }
 
@@ -163,10 +153,18 @@ impl Readiness {
 #[serde(deny_unknown_fields)]
 struct Why {
     /// Why; the audit tells it.
-    #[schema(min_length = 1, max_length = 500, pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$")]
+    #[schema(
+        min_length = 1,
+        max_length = 500,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"
+    )]
     reason: String,
     /// Who, beside the token's name.
-    #[schema(min_length = 1, max_length = 64, pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$")]
+    #[schema(
+        min_length = 1,
+        max_length = 64,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"
+    )]
     operator: Option<String>,
 }
 
@@ -190,11 +188,7 @@ fn operations() -> OpenApiRouter<AdminState> {
         .routes(routes!(accounts::list))
         .routes(routes!(accounts::show))
         .routes(routes!(accounts::overrides))
-        .routes(routes!(
-            accounts::get_override,
-            accounts::set_override,
-            accounts::remove_override
-        ))
+        .routes(routes!(accounts::get_override, accounts::set_override, accounts::remove_override))
         .routes(routes!(profiles::set_many))
         .routes(routes!(profiles::show, profiles::set))
         .routes(routes!(review::list))
@@ -226,10 +220,7 @@ pub fn router(state: AdminState) -> Router {
         .merge(guarded)
         .fallback(async || Refused::not_found("no such path"))
         .method_not_allowed_fallback(async || {
-            Refused::new(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "this path does not answer that method",
-            )
+            Refused::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not answer that method")
         })
         .layer(middleware::from_fn(bound_and_protect))
         .with_state(state)
@@ -268,7 +259,12 @@ impl AdminApp {
             self.serve(stream, peer, ended).await;
             return;
         };
-        match timeout(ADMIN_HEADER_TIMEOUT, acceptor.tls_handshake(stream)).await {
+        match timeout(
+            ADMIN_HEADER_TIMEOUT,
+            acceptor.tls_handshake(Tee::plain(stream, Bytes::new())),
+        )
+        .await
+        {
             Ok(Ok(stream)) => self.serve(stream, peer, ended).await,
             // Its text may quote what was sent.
             Ok(Err(_)) => log::debug!("admin: TLS handshake failed"),
@@ -440,7 +436,8 @@ mod tests {
         let judge = crate::judge::Judge::new(Arc::default(), facts, [1; 16], metrics.clone());
         let marks = marks::Marks::new(marks::master_key(b"key").unwrap()).unwrap();
         let (judge, metrics_too) = (Arc::new(judge), Arc::clone(&metrics));
-        let enforcer = Enforcer::new(Arc::default(), judge, [1; 16], marks, metrics_too);
+        let store = crate::store::Store::in_memory("test").unwrap();
+        let enforcer = Enforcer::new(Arc::default(), judge, [1; 16], marks, store, metrics_too);
         let enforcer = Arc::new(enforcer);
         enforcer.start().unwrap();
         let state = AdminState::new(

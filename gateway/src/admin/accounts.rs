@@ -34,10 +34,18 @@ pub(super) struct SetOverride {
     #[schema(value_type = schema::Tier)]
     tier: Tier,
     /// Why; the audit tells it.
-    #[schema(min_length = 1, max_length = 500, pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$")]
+    #[schema(
+        min_length = 1,
+        max_length = 500,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"
+    )]
     reason: String,
     /// Who, beside the token's name.
-    #[schema(min_length = 1, max_length = 64, pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$")]
+    #[schema(
+        min_length = 1,
+        max_length = 64,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"
+    )]
     operator: Option<String>,
     /// For how long; until it is removed where it is left out.
     #[schema(minimum = 1, maximum = 316_224_000)]
@@ -154,9 +162,8 @@ fn list_of(
             let known = judged.is_some() || word.is_some();
             if known && tier.is_none_or(|tier| tier == counts) {
                 let suspended = store.get(Table::Suspension, &key)?.as_ref().and_then(value);
-                let suspended = suspended.filter(|held: &Suspension| {
-                    now_ms < held.until_ms && word.is_none()
-                });
+                let suspended =
+                    suspended.filter(|held: &Suspension| now_ms < held.until_ms && word.is_none());
                 accounts.push(Listed {
                     account: AccountId::new(key.as_str()),
                     tier: counts,
@@ -214,9 +221,8 @@ pub(super) async fn overrides(
             let page = store.scan_after(Table::Override, &after, ADMIN_LIST_MAX)?;
             let last = page.len() < ADMIN_LIST_MAX;
             for register in page {
-                let word = value(&register).filter(|word: &Override| {
-                    word.until_ms.is_none_or(|until| now_ms < until)
-                });
+                let word = value(&register)
+                    .filter(|word: &Override| word.until_ms.is_none_or(|until| now_ms < until));
                 after = register.key;
                 if let Some(word) = word {
                     let account = AccountId::new(after.as_str());
@@ -288,11 +294,8 @@ pub(super) fn word(
     }
     let since_ms = unix_ms();
     let until_ms = seconds.map(|seconds| since_ms.saturating_add(seconds.saturating_mul(1_000)));
-    let by = match by {
-        Actor::Operator(name) | Actor::Policy(name) | Actor::Peer(name) => name.clone(),
-        Actor::System => String::new(),
-    };
-    Ok(Override { tier, reason: reason.to_owned(), by, since_ms, until_ms })
+    let (reason, by) = (reason.to_owned(), by.name().to_owned());
+    Ok(Override { tier, reason, by, since_ms, until_ms })
 }
 
 /// Removes an account's override: the judgement counts again, and a suspension that has not ended.

@@ -98,9 +98,9 @@ impl From<StoreError> for Refused {
                 StatusCode::INSUFFICIENT_STORAGE,
                 "the store's disk is full: nothing was changed; make room and try again",
             ),
-            StoreError::Busy => {
-                Self::busy("the store has more to write than it can: nothing was changed, try again")
-            }
+            StoreError::Busy => Self::busy(
+                "the store has more to write than it can: nothing was changed, try again",
+            ),
             other => {
                 tracing::error!(error = %other, "admin: the store failed");
                 Self::busy("the store cannot be used just now: nothing was changed; see the log")

@@ -99,9 +99,8 @@ impl Filter {
         }
         // What cannot be read was not written by us; it is shown rather than left out.
         let Ok(facts) = serde_json::from_str::<Facts>(&entry.text) else { return true };
-        let is = |wanted: &Option<String>, found: &Option<String>| {
-            wanted.is_none() || wanted == found
-        };
+        let is =
+            |wanted: &Option<String>, found: &Option<String>| wanted.is_none() || wanted == found;
         is(&self.account, &facts.account)
             && is(&self.cluster, &facts.cluster)
             && self.act.is_none_or(|act| act == facts.act)

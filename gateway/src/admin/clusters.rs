@@ -16,6 +16,7 @@ use super::answer::{Answer, Refused};
 use super::body::{Named, Params, cluster, read};
 use super::schema::{ClusterPath, LimitQuery, WhyQuery};
 use super::{AdminState, Why, blocking, schema};
+use crate::enforce::after::ClusterMember;
 use crate::enforce::takedown::{Status, Takedown};
 use crate::limits::{ADMIN_LIST_MAX, ADMIN_MEMBERS_MAX};
 
@@ -101,7 +102,12 @@ pub(super) async fn show(
     let shown = blocking(move || {
         let takedown = takedown_of(&state, &cluster);
         let (members, total) = state.enforcer.cluster(&cluster, ADMIN_MEMBERS_MAX);
-        let member = |(account, tier, suspicion, ties)| Member { account, tier, suspicion, ties };
+        let member = |ClusterMember { account, tier, suspicion, ties }| Member {
+            account,
+            tier,
+            suspicion,
+            ties,
+        };
         let members: Vec<Member> = members.into_iter().map(member).collect();
         let known = takedown.is_some() || total > 0;
         known.then_some(Cluster { cluster, total, members, takedown })

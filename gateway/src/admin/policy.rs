@@ -68,10 +68,18 @@ pub(super) struct RollBack {
     #[schema(pattern = "^[0-9a-f]{16}$")]
     version: Option<String>,
     /// Why; the audit tells it.
-    #[schema(min_length = 1, max_length = 500, pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$")]
+    #[schema(
+        min_length = 1,
+        max_length = 500,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"
+    )]
     reason: String,
     /// Who, beside the token's name.
-    #[schema(min_length = 1, max_length = 64, pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$")]
+    #[schema(
+        min_length = 1,
+        max_length = 64,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"
+    )]
     operator: Option<String>,
 }
 
@@ -165,7 +173,8 @@ pub(super) async fn roll_back(
         return Err(Refused::bad("a version has 16 hex digits, in lower case"));
     }
     let back = state.enforcer.roll_back_policy(wanted.version.as_deref(), &said);
-    let (version, change) = back.map_err(|_| Refused::conflict("no such earlier policy is kept"))?;
+    let (version, change) =
+        back.map_err(|_| Refused::conflict("no such earlier policy is kept"))?;
     change.durable().await?;
     Ok(Json(Reloaded { version: version.version.clone(), changed: true }))
 }

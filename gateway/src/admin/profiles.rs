@@ -68,10 +68,18 @@ pub(super) struct SetProfile {
     #[schema(required = false)]
     verified: bool,
     /// Why; the audit tells it.
-    #[schema(min_length = 1, max_length = 500, pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$")]
+    #[schema(
+        min_length = 1,
+        max_length = 500,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"
+    )]
     reason: String,
     /// Who, beside the token's name.
-    #[schema(min_length = 1, max_length = 64, pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$")]
+    #[schema(
+        min_length = 1,
+        max_length = 64,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"
+    )]
     operator: Option<String>,
 }
 
@@ -214,7 +222,9 @@ pub(super) async fn set_many(
         if bytes > ADMIN_PROFILES_BYTES_MAX {
             return Err(lines.cut(too_large()));
         }
-        if lines.push(&piece).await? && let Some(Extension(connection)) = &connection {
+        if lines.push(&piece).await?
+            && let Some(Extension(connection)) = &connection
+        {
             connection.moved();
         }
     }

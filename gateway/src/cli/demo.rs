@@ -25,7 +25,7 @@ use super::run::{assemble, start_log, write_private};
 use crate::admin::Readiness;
 use crate::config::{
     Admin, AdminToken, Certificate, Config, Identity, Listener, ListenerTls, Log, Route, Secret,
-    Server, Upstream, UpstreamProtocol,
+    Server, StoreKind, StoreSettings, Upstream, UpstreamProtocol,
 };
 use crate::demo::report::Ink;
 use crate::demo::{sample_upstream, show};
@@ -243,6 +243,11 @@ fn config(
             address: options.admin,
             tokens: vec![AdminToken::admin(Secret::new(secrets.admin_token.clone()))],
             tls: None,
+        },
+        store: StoreSettings {
+            kind: StoreKind::Memory,
+            dir: folder.to_owned(),
+            node: Some("demo".to_owned()),
         },
         record: None,
         limits: Limits { connections_max: CONNECTIONS_MAX, ..Limits::default() },

@@ -8,6 +8,7 @@
 //! Source: TOML 1.0. Relative paths in the file are relative to the file.
 
 mod admin;
+mod store;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -29,9 +30,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Certificate, Config, FingerprintHeaders, HealthCheck, Identity, JwksSource, Jwt,
-    Listener, ListenerTls, Log, OrganisationHeader, Record, Route, Secret, Server, Upstream,
-    UpstreamProtocol,
+    Certificate, Config, FingerprintHeaders, HealthCheck, Identity, JwksSource, Jwt, Listener,
+    ListenerTls, Log, OrganisationHeader, Record, Route, Server, Upstream, UpstreamProtocol,
 };
 use crate::account::jwks::KeySet;
 use crate::limits::{CONFIG_FILE_BYTES_MAX, Limits};
@@ -166,6 +166,7 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
     let networks = read_networks(&mut root);
     let policies = read_policies(&mut root);
     let admin = admin::read(&mut root, &listeners);
+    let store = store::read(&mut root);
     let record = read_record(&mut root);
     let limits = read_limits(&mut root);
     let server = read_server(&mut root);
@@ -179,6 +180,7 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
         networks: networks?,
         policies: policies?,
         admin: admin?,
+        store: store?,
         record,
         limits: limits?,
         server,
@@ -1378,7 +1380,10 @@ token_file = "admin.token"
         }
     }
 
-    pub(super) fn parse_in(directory: &TestDirectory, text: &str) -> Result<Config, Vec<ConfigError>> {
+    pub(super) fn parse_in(
+        directory: &TestDirectory,
+        text: &str,
+    ) -> Result<Config, Vec<ConfigError>> {
         parse_with(text, &directory.path().join("c.toml"), &environment)
     }
 
@@ -1545,7 +1550,7 @@ threads = "two"
 "#;
         let expected = [
             r#"1: admin: is missing; the admin endpoint needs a token: give token_file = "admin.token" (make one: openssl rand -hex 32 > admin.token; chmod 600 admin.token) or token_env = "NAME""#,
-            r#"1: recrod: unknown key; did you mean "record"? (allowed: listener, upstream, route, identity, network, policy, admin, record, record_text, limits, server, log)"#,
+            r#"1: recrod: unknown key; did you mean "record"? (allowed: listener, upstream, route, identity, network, policy, admin, store, data_dir, node, record, record_text, limits, server, log)"#,
             r#"3: listener[0].address: "localhost:80" is not IP:PORT, such as 0.0.0.0:8443"#,
             r#"6: listener[1].proxy_protocol_from[0]: "10.0.0.1/8" has bits after its prefix; write 10.0.0.0/8"#,
             "6: listener[1].proxy_protocol_from[1]: is an integer, expected a string",

@@ -100,8 +100,9 @@ fn open(
         transaction.execute_batch(&format!(
             "PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {FORMAT};"
         ))?;
-        let meta = "INSERT INTO meta (name, value) VALUES ('key_check', ?1)";
-        transaction.execute(meta, [key_check])?;
+        let meta = "INSERT INTO meta (name, value) VALUES (?1, ?2)";
+        transaction.execute(meta, ["key_check", key_check])?;
+        transaction.execute(meta, ["node", &made_up_name()])?;
     } else if application != APPLICATION {
         return Err(refused("is a database of another program".to_owned()));
     } else if format > FORMAT {
@@ -120,6 +121,27 @@ fn open(
     connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
     connection.pragma_update(None, "synchronous", synchronous)?;
     Ok(connection)
+}
+
+/// The name that the store was made under.
+pub(super) fn node(connection: &Connection) -> Result<String, StoreError> {
+    let node = "SELECT value FROM meta WHERE name = 'node'";
+    Ok(connection.query_row(node, [], |row| row.get(0))?)
+}
+
+/// The host's name with a few digits: hosts are cloned, and two gateways of one name would take each
+/// other's words for their own.
+fn made_up_name() -> String {
+    let uname = rustix::system::uname();
+    let host: String = uname
+        .nodename()
+        .to_string_lossy()
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        .take(40)
+        .collect();
+    let drawn = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), host.len());
+    format!("{host}-{:08x}", drawn as u32)
 }
 
 /// Writes batches in one transaction; returns what each has written.
@@ -181,7 +203,7 @@ pub(super) fn commit(
     Ok(all)
 }
 
-fn last_link(connection: &Connection) -> Result<Option<(u64, String)>, StoreError> {
+pub(super) fn last_link(connection: &Connection) -> Result<Option<(u64, String)>, StoreError> {
     let mut last =
         connection.prepare_cached("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1")?;
     Ok(last.query_row([], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
@@ -209,6 +231,21 @@ pub(super) fn scan(connection: &Connection, table: Table) -> Result<Vec<Register
         "SELECT key, at_ms, by, value FROM registers WHERE kind = ?1 ORDER BY key",
     )?;
     let found = all.query_map([table as u8], |row| register(row, table))?;
+    Ok(found.collect::<Result<_, _>>()?)
+}
+
+pub(super) fn scan_after(
+    connection: &Connection,
+    table: Table,
+    after: &str,
+    limit: usize,
+) -> Result<Vec<Register>, StoreError> {
+    let mut some = connection.prepare_cached(
+        "SELECT key, at_ms, by, value FROM registers WHERE kind = ?1 AND key > ?2
+         ORDER BY key LIMIT ?3",
+    )?;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let found = some.query_map(params![table as u8, after, limit], |row| register(row, table))?;
     Ok(found.collect::<Result<_, _>>()?)
 }
 
