@@ -403,20 +403,35 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use detectors::{
-        Answer, Conversation, Format, HttpCapture, HttpVersion, Observation, Role, Text, Turn,
+        Answer, Conversation, Format, HttpCapture, HttpVersion, Observation, Text, Turn,
     };
     use parking_lot::Mutex;
-    use serde_json::Value;
+    use pingora_core::protocols::l4::stream::Stream as L4Stream;
+    use serde_json::{Value, json};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
     use tokio::time::sleep;
 
     use super::*;
+    use crate::config::{Role, Secret};
     use crate::enforce::marks;
     use crate::exchanges::TextKey;
 
     const TOKEN: &str = "a-token-of-some-length";
     const SECRET: &str = "marmalade-heliograph-7731";
+    const WHY: &str = r#"{"reason": "told so by the test"}"#;
+
+    fn tokens() -> [AdminToken; 3] {
+        let token = |role: Role| {
+            let secret = Secret::new(token_of(role));
+            AdminToken { name: role.name().to_owned(), role, secret }
+        };
+        Role::ALL.map(token)
+    }
+
+    fn token_of(role: Role) -> String {
+        if role == Role::Admin { TOKEN.to_owned() } else { format!("{TOKEN}-{}", role.name()) }
+    }
 
     struct Endpoint {
         address: SocketAddr,
@@ -444,17 +459,19 @@ mod tests {
             metrics,
             Arc::clone(&exchanges),
             Arc::clone(&enforcer),
-            &Secret::new(TOKEN),
+            &tokens(),
+            [7; 32],
             move || asked.lock().clone(),
         );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (end, ended) = watch::channel(false);
-        let app = Arc::new(AdminApp::new(state));
+        let app = Arc::new(AdminApp::new(state, None));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (app, ended) = (app.clone(), ended.clone());
-                tokio::spawn(async move { app.serve(stream, ended).await });
+                let stream = Box::new(L4Stream::from(stream));
+                tokio::spawn(async move { app.accept(stream, ended).await });
             }
         });
         Endpoint { address, exchanges, enforcer, readiness, end }
@@ -481,7 +498,7 @@ mod tests {
             foreign_marks: 0,
             conversation: Conversation {
                 turns: vec![Turn {
-                    role: Role::User,
+                    role: detectors::Role::User,
                     text: Text::new(SECRET),
                     tool_calls: vec![],
                     attachments: 0,
@@ -602,7 +619,7 @@ mod tests {
             ("GET /v1/exchanges?limit=", 400, "1 to 1000"),
             ("GET /v1/exchanges?limit=99999999999999999999999", 400, "1 to 1000"),
             ("GET /v1/exchanges?limit=1&limit=2", 400, "twice"),
-            ("GET /v1/exchanges?count=1", 400, "limit"),
+            ("GET /v1/exchanges?count=1", 400, "parameter"),
             ("GET /v1/exchanges?limit", 400, "limit"),
             ("GET /v1/nothing", 404, "path"),
             ("GET /", 404, "path"),
@@ -610,10 +627,17 @@ mod tests {
             ("DELETE /v1/exchanges", 405, "method"),
             ("GET /v1/policy/reload", 405, "method"),
             ("GET /v1/accounts/nobody", 404, "account"),
-            ("DELETE /v1/accounts/nobody/override", 404, "override"),
-            ("DELETE /v1/review/nobody", 404, "queue"),
+            ("DELETE /v1/accounts/nobody/override", 400, "reason"),
+            ("DELETE /v1/accounts/nobody/override?reason=x", 404, "override"),
+            ("GET /v1/review/nobody/take", 405, "method"),
+            ("GET /v1/accounts?tier=severe", 400, "none, low"),
+            ("GET /v1/clusters/1", 400, "16 hex digits"),
+            ("GET /v1/models/none", 404, "model"),
+            ("GET /v1/audit?act=sung", 400, "act"),
+            ("GET /v1/events?after=9", 409, "begin again"),
+            ("GET /v1/accounts/%ff", 400, "UTF-8"),
             ("GET /v1/clusters/0000000000000001/takedown", 404, "takedown"),
-            ("DELETE /v1/clusters/0000000000000001/takedown", 404, "takedown"),
+            ("DELETE /v1/clusters/0000000000000001/takedown?reason=x", 404, "takedown"),
             ("GET /v1/review?limit=0", 400, "1 to 1000"),
         ] {
             let authorization = format!("authorization: Bearer {TOKEN}");
@@ -651,21 +675,24 @@ mod tests {
         let shown: Value = serde_json::from_str(&body).unwrap();
         assert_eq!((&shown["tier"], &shown["judged_tier"]), (&"high".into(), &"none".into()));
         assert_eq!(shown["override"]["reason"], "seen on a forum");
-        let (status, _, _) = send_json(endpoint.address, &format!("DELETE {path}"), "").await;
+        let remove = format!("DELETE {path}?reason=a%20mistake");
+        let (status, _, _) = send_json(endpoint.address, &remove, "").await;
         assert_eq!(status, 200);
         let (status, _, body) = get(endpoint.address, "/v1/accounts/acct-1").await;
         let shown: Value = serde_json::from_str(&body).unwrap();
         assert_eq!((status, &shown["tier"]), (200, &"none".into()));
         for (wrong, part) in [
             ("", "JSON"),
-            ("[]", "JSON"),
+            ("[]", "an object"),
             ("{}", "tier"),
-            (r#"{"tier": "severe", "reason": "x"}"#, "expected one of `none`, `low`"),
+            (r#"{"tier": "severe", "reason": "x"}"#, "tier (none, low"),
             (r#"{"tier": "low"}"#, "reason"),
             (r#"{"tier": "low", "reason": " "}"#, "reason"),
             (r#"{"tier": "low", "reason": "x", "ttl": 5}"#, "ttl_seconds"),
             (r#"{"tier": "low", "reason": "x", "ttl_seconds": 0}"#, "ttl_seconds"),
-            (r#"{"tier": "low", "reason": "x", "ttl_seconds": -1}"#, "`-1`"),
+            (r#"{"tier": "low", "reason": "x", "ttl_seconds": -1}"#, "ttl_seconds"),
+            (r#"{"tier": "low", "reason": "a\u0007"}"#, "control characters"),
+            (r#"{"tier": "low", "reason": "x", "operator": ""}"#, "operator"),
         ] {
             let (status, _, body) =
                 send_json(endpoint.address, &format!("PUT {path}"), wrong).await;
@@ -702,16 +729,17 @@ mod tests {
         assert_eq!(status, 200);
         assert_eq!(shown["versions"][0]["in_force"], true);
         assert_eq!(shown["policy"]["tiers"]["medium"], 0.52);
-        let (status, _, body) = send_json(endpoint.address, "POST /v1/policy/reload", "").await;
+        let (status, _, body) = send_json(endpoint.address, "POST /v1/policy/reload", WHY).await;
         assert_eq!((status, message(&body).contains("no policy file")), (409, true), "{body}");
-        let (status, _, body) = send_json(endpoint.address, "POST /v1/policy/rollback", "").await;
-        assert_eq!((status, message(&body).contains("no earlier")), (409, true), "{body}");
+        let (status, _, body) = send_json(endpoint.address, "POST /v1/policy/rollback", WHY).await;
+        assert_eq!((status, message(&body).contains("no such earlier")), (409, true), "{body}");
     }
 
     #[tokio::test]
     async fn requests_are_bounded() {
         let endpoint = start().await;
-        let long = format!("GET /healthz HTTP/1.1\r\ncontent-length: {}", ADMIN_BODY_BYTES_MAX + 1);
+        let beyond = crate::limits::ADMIN_BODY_BYTES_MAX + 1;
+        let long = format!("GET /healthz HTTP/1.1\r\ncontent-length: {beyond}");
         assert_eq!(send(endpoint.address, &long).await.0, 413);
         let wide = format!("GET /healthz HTTP/1.1\r\nx: {}", "y".repeat(ADMIN_HEADER_BYTES_MAX));
         assert_eq!(send(endpoint.address, &wide).await.0, 431);
@@ -761,5 +789,272 @@ mod tests {
         let mut rest = Vec::new();
         idle.read_to_end(&mut rest).await.unwrap();
         assert!(before.elapsed() < Duration::from_secs(2));
+    }
+
+    /// Reads from an answer under way until it holds `part`.
+    async fn read_until(stream: &mut TcpStream, part: &str) -> String {
+        let mut read = Vec::new();
+        loop {
+            let text = String::from_utf8_lossy(&read).into_owned();
+            if text.contains(part) {
+                return text;
+            }
+            let more = timeout(Duration::from_secs(10), stream.read_buf(&mut read)).await;
+            let more = more.unwrap_or_else(|_| panic!("no {part:?} in {text}")).unwrap();
+            assert!(more > 0, "it ended without {part:?}: {text}");
+        }
+    }
+
+    async fn follow(address: SocketAddr, query: &str, last: Option<u64>) -> TcpStream {
+        let last = last.map_or_else(String::new, |id| format!("last-event-id: {id}\r\n"));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!(
+            "GET /v1/events{query} HTTP/1.1\r\nhost: admin\r\nauthorization: Bearer {TOKEN}\r\n{last}\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream
+    }
+
+    async fn set_tier(endpoint: &Endpoint, account: &str, tier: &str) {
+        let path = format!("PUT /v1/accounts/{account}/override");
+        let set = json!({ "tier": tier, "reason": "told so", "operator": "Ann" }).to_string();
+        let (status, _, body) = send_json(endpoint.address, &path, &set).await;
+        assert_eq!(status, 200, "{body}");
+    }
+
+    #[tokio::test]
+    async fn events_are_audit_entries_and_a_reader_goes_on_where_it_was() {
+        let endpoint = start().await;
+        set_tier(&endpoint, "before", "low").await;
+        let mut live = follow(endpoint.address, "", None).await;
+        let head = read_until(&mut live, "retry: 1000\n\n").await;
+        assert!(head.to_lowercase().contains("content-type: text/event-stream"), "{head}");
+        set_tier(&endpoint, "acct-1", "high").await;
+        let told = read_until(&mut live, "\n\n").await;
+        for part in
+            ["id: 2\nevent: override_set\ndata: {", "\"acct-1\"", "\"admin/Ann\"", "told so"]
+        {
+            assert!(told.contains(part), "{part:?} is not in {told}");
+        }
+        assert!(!told.contains("before"), "what was before is not asked for: {told}");
+        drop(live);
+        set_tier(&endpoint, "acct-2", "high").await;
+        for (query, last) in [("?after=1", None), ("?after=0", Some(1)), ("", Some(1))] {
+            let mut again = follow(endpoint.address, query, last).await;
+            let told = read_until(&mut again, "id: 3\n").await;
+            assert!(
+                told.contains("id: 2\n") && !told.contains("id: 1\n"),
+                "{query} {last:?}: {told}"
+            );
+        }
+        let mut one = follow(endpoint.address, "?after=0&account=acct-2", None).await;
+        let told = read_until(&mut one, "id: 3\n").await;
+        assert!(!told.contains("id: 1\n") && !told.contains("id: 2\n"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn streams_are_bounded_and_end_with_the_process() {
+        let endpoint = start().await;
+        let mut open = Vec::new();
+        for _ in 0..ADMIN_STREAMS_MAX {
+            let mut stream = follow(endpoint.address, "", None).await;
+            read_until(&mut stream, "retry").await;
+            open.push(stream);
+        }
+        let (status, _, body) = get(endpoint.address, "/v1/events").await;
+        assert_eq!(status, 503, "{body}");
+        let (_, _, metrics) = get(endpoint.address, "/metrics").await;
+        assert!(metrics.contains(&format!("stillgate_admin_streams {ADMIN_STREAMS_MAX}\n")));
+        endpoint.end.send(true).unwrap();
+        for mut stream in open {
+            let mut rest = Vec::new();
+            let ended = timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await;
+            ended.expect("it ends").unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn an_event_stream_outlives_the_time_of_a_connection_and_shows_signs_of_life() {
+        let endpoint = start().await;
+        let mut live = follow(endpoint.address, "", None).await;
+        read_until(&mut live, "retry").await;
+        tokio::time::pause();
+        let begun = tokio::time::Instant::now();
+        let mut beats = 0;
+        while begun.elapsed() < 3 * crate::limits::ADMIN_CONNECTION_TIMEOUT {
+            let mut piece = [0; 64];
+            let read = live.read(&mut piece).await.unwrap();
+            assert!(read > 0, "cut off after {:?}", begun.elapsed());
+            beats += String::from_utf8_lossy(&piece[..read]).matches(":\n\n").count();
+        }
+        assert!((10..=13).contains(&beats), "{beats}");
+    }
+
+    #[tokio::test]
+    async fn the_audit_is_paged_filtered_and_exported_as_it_is_chained() {
+        let endpoint = start().await;
+        for number in 0..7 {
+            set_tier(&endpoint, &format!("acct-{}", number % 2), "low").await;
+        }
+        let ask = async |query: &str| -> Value {
+            let (status, _, body) = get(endpoint.address, &format!("/v1/audit{query}")).await;
+            assert_eq!(status, 200, "{body}");
+            serde_json::from_str(&body).unwrap()
+        };
+        let seqs = |page: &Value| -> Vec<u64> {
+            let entries = page["entries"].as_array().unwrap().iter();
+            entries.map(|linked| linked["entry"]["seq"].as_u64().unwrap()).collect()
+        };
+        let page = ask("?limit=3").await;
+        assert_eq!((seqs(&page), &page["next_after"]), (vec![1, 2, 3], &3.into()));
+        assert_eq!(page["complete"], false);
+        let page = ask("?after=3&limit=100").await;
+        assert_eq!((seqs(&page), &page["complete"]), (vec![4, 5, 6, 7], &true.into()));
+        assert_eq!(seqs(&ask("?account=acct-1").await), [2, 4, 6]);
+        assert!(seqs(&ask("?act=taken_down").await).is_empty());
+        assert_eq!(seqs(&ask("?act=override_set&since_ms=5&limit=1").await), [1]);
+        assert!(seqs(&ask("?until_ms=5").await).is_empty());
+
+        let (status, _, lines) = get(endpoint.address, "/v1/audit/export?after=0").await;
+        assert_eq!(status, 200);
+        let mut before = crate::audit::FIRST.to_owned();
+        let lines: Vec<&str> =
+            lines.split(['\r', '\n']).filter(|line| line.starts_with("{\"hash\"")).collect();
+        assert_eq!(lines.len(), 7);
+        for line in lines {
+            let hash = &line[9..73];
+            let entry = line[83..].strip_suffix('}').unwrap();
+            assert_eq!(crate::audit::link_hash(&before, entry), hash, "{line}");
+            hash.clone_into(&mut before);
+        }
+    }
+
+    #[tokio::test]
+    async fn accounts_and_overrides_are_listed_by_pages() {
+        let endpoint = start().await;
+        for number in 0..5 {
+            let tier = if number % 2 == 0 { "high" } else { "none" };
+            set_tier(&endpoint, &format!("acct-{number}"), tier).await;
+        }
+        let names = |body: &str, key: &str| -> Vec<String> {
+            let body: Value = serde_json::from_str(body).unwrap();
+            let listed = body[key].as_array().unwrap_or_else(|| panic!("{body}")).iter();
+            listed.map(|one| one["account"].as_str().unwrap().to_owned()).collect()
+        };
+        for (path, key, expected) in [
+            ("/v1/accounts", "accounts", vec!["acct-0", "acct-1", "acct-2", "acct-3", "acct-4"]),
+            ("/v1/accounts?tier=high", "accounts", vec!["acct-0", "acct-2", "acct-4"]),
+            ("/v1/accounts?tier=high&limit=2", "accounts", vec!["acct-0", "acct-2"]),
+            ("/v1/accounts?tier=high&after=acct-2", "accounts", vec!["acct-4"]),
+            ("/v1/accounts?tier=low", "accounts", vec![]),
+            ("/v1/overrides?limit=2&after=acct-1", "overrides", vec!["acct-2", "acct-3"]),
+        ] {
+            let (status, _, body) = get(endpoint.address, path).await;
+            assert_eq!(
+                (status, names(&body, key)),
+                (200, expected.iter().map(|s| (*s).to_owned()).collect()),
+                "{path}"
+            );
+        }
+        let (_, _, body) = get(endpoint.address, "/v1/overrides?limit=5").await;
+        let body: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(
+            (&body["next"], &body["overrides"][0]["override"]["by"]),
+            (&"acct-4".into(), &"admin/Ann".into())
+        );
+    }
+
+    #[tokio::test]
+    async fn profiles_are_taken_by_batches_whole_or_not_at_all() {
+        let endpoint = start().await;
+        let batch = crate::limits::ADMIN_PROFILES_BATCH;
+        let mut lines: Vec<String> = (0..2 * batch + 3)
+            .map(|n| format!(r#"{{"account": "acct-{n}", "payment": "card-{n}", "bin": 424242}}"#))
+            .collect();
+        lines[batch + 7] = r#"{"account": "acct-x", "card": "planted-4242"}"#.to_owned();
+        let many = "POST /v1/accounts/profiles?reason=import";
+        let (status, _, body) = send_json(endpoint.address, many, &lines.join("\n")).await;
+        let taken: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(status, 200, "{body}");
+        assert_eq!((&taken["taken"], &taken["left_out"]), (&(batch + 3).into(), &batch.into()));
+        assert_eq!(taken["faults"][0]["line"], batch + 8);
+        assert!(!body.contains("planted"), "{body}");
+        for (account, expected) in [
+            ("acct-0", 200),
+            (&*format!("acct-{batch}"), 404),
+            (&*format!("acct-{}", 2 * batch), 200),
+        ] {
+            let (status, _, body) =
+                get(endpoint.address, &format!("/v1/accounts/{account}/profile")).await;
+            assert_eq!(status, expected, "{account}: {body}");
+            assert!(!body.contains("card-"), "{body}");
+        }
+        let (status, _, body) = send_json(endpoint.address, many, "{}\n").await;
+        assert_eq!(status, 400, "{body}");
+        assert!(body.contains("\"line\":1"), "{body}");
+        let endless = "x".repeat(crate::limits::ADMIN_PROFILE_LINE_BYTES_MAX + 1);
+        assert_eq!(send_json(endpoint.address, many, &endless).await.0, 400);
+        let one = r#"{"organisation": "org-1", "verified": true, "reason": "told by sales"}"#;
+        let path = "PUT /v1/accounts/acct-0/profile";
+        let (status, _, body) = send_json(endpoint.address, path, one).await;
+        let set: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((status, &set["payment"], &set["verified"]), (200, &Value::Null, &true.into()));
+    }
+
+    #[tokio::test]
+    async fn models_are_told_and_removed() {
+        let endpoint = start().await;
+        let path = "/v1/models/meta-llama%2FLlama-9";
+        let told = r#"{"released_ms": 1800000000000, "reason": "announced"}"#;
+        let (status, _, body) = send_json(endpoint.address, &format!("PUT {path}"), told).await;
+        assert_eq!(status, 200, "{body}");
+        let (_, _, body) = get(endpoint.address, "/v1/models").await;
+        assert!(
+            body.contains(r#"{"model":"meta-llama/Llama-9","released_ms":1800000000000}"#),
+            "{body}"
+        );
+        assert_eq!(get(endpoint.address, path).await.0, 200);
+        let remove = format!("DELETE {path}?reason=not%20so");
+        assert_eq!(send_json(endpoint.address, &remove, "").await.0, 200);
+        assert_eq!(send_json(endpoint.address, &remove, "").await.0, 404);
+        assert_eq!(get(endpoint.address, path).await.0, 404);
+        let wrong = told.replace("1800000000000", "253402300800000");
+        assert_eq!(send_json(endpoint.address, &format!("PUT {path}"), &wrong).await.0, 400);
+    }
+
+    #[tokio::test]
+    async fn a_policy_is_checked_with_each_fault_at_its_line() {
+        let endpoint = start().await;
+        let check = async |toml: &str| -> Value {
+            let (status, _, body) =
+                send_json(endpoint.address, "POST /v1/policy/validate", toml).await;
+            assert_eq!(status, 200, "{body}");
+            serde_json::from_str(&body).unwrap()
+        };
+        assert_eq!(check("[tiers]\nlow = 0.3\n").await, json!({ "valid": true, "faults": [] }));
+        let faults = check("[tiers]\nlow = 3.0\n[fusion]\nk = 0.0\n").await;
+        assert_eq!(faults["valid"], false);
+        let lines: Vec<_> = faults["faults"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|f| f["line"].as_u64().unwrap())
+            .collect();
+        assert!(lines.contains(&2) && lines.contains(&4), "{faults}");
+        assert!(faults["faults"][0]["message"].as_str().unwrap().contains("tiers"), "{faults}");
+    }
+
+    #[tokio::test]
+    async fn a_text_is_verified_and_not_kept() {
+        let endpoint = start().await;
+        let text = json!({ "text": format!("{SECRET} and no mark at all") }).to_string();
+        let (status, _, body) = send_json(endpoint.address, "POST /v1/marks/verify", &text).await;
+        let verified: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((status, &verified["verdict"]), (200, &"no_evidence".into()), "{body}");
+        assert!(!body.contains(SECRET));
+        assert_eq!(
+            send_json(endpoint.address, "POST /v1/marks/verify", r#"{"text": ""}"#).await.0,
+            400
+        );
     }
 }
