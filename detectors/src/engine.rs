@@ -75,6 +75,9 @@ pub struct Account {
     /// Its key waits among the changes.
     #[serde(skip)]
     changed: bool,
+    /// Its row was taken back, or there is none.
+    #[serde(skip)]
+    restored: bool,
 }
 
 /// A judgement.
@@ -137,6 +140,8 @@ pub struct Engine {
     /// The accounts of each cluster, by their keys: found again from the accounts, so not saved.
     clusters: HashMap<u64, Vec<u64>, KeyedState>,
     changes: Changes,
+    /// Accounts have rows in a store.
+    stored: bool,
 }
 
 impl Engine {
@@ -155,6 +160,7 @@ impl Engine {
             releases: Vec::new(),
             clusters: HashMap::default(),
             changes: Changes::default(),
+            stored: false,
             policy,
         }
     }
