@@ -17,7 +17,7 @@ use crate::{Authority, http1, wait_for};
 /// Longest time from start to the first `/readyz` that is 200.
 const READY_MAX: Duration = Duration::from_secs(20);
 /// The admin token of every gateway under test.
-const ADMIN_TOKEN: &str = "test-admin-token-0123456789abcdef0123456789abcdef";
+pub const ADMIN_TOKEN: &str = "test-admin-token-0123456789abcdef0123456789abcdef";
 /// The account key of every gateway under test.
 const ACCOUNT_KEY: &str = "7b1d0e5c9a4f38261fd2b6c8e0a7935441c6d8fb2e907a3c5d1f86b4e2a09c77";
 
@@ -41,6 +41,8 @@ pub struct GatewayBuilder {
     listeners: Vec<String>,
     identity: Vec<String>,
     files: Vec<(String, String)>,
+    secrets: Vec<(String, String)>,
+    settings: String,
     log_level: String,
     record: bool,
     record_text: bool,
@@ -65,6 +67,8 @@ impl Gateway {
             listeners: Vec::new(),
             identity: Vec::new(),
             files: Vec::new(),
+            secrets: Vec::new(),
+            settings: String::new(),
             log_level: "info".to_owned(),
             record: false,
             record_text: false,
@@ -118,6 +122,12 @@ impl Gateway {
     #[must_use]
     pub fn stderr(&self) -> String {
         self.process.stderr()
+    }
+
+    /// Address of the admin endpoint.
+    #[must_use]
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
     }
 
     /// Asks the admin endpoint, with the token.
@@ -298,6 +308,20 @@ impl GatewayBuilder {
         self
     }
 
+    /// Adds tables to the end of the configuration.
+    #[must_use]
+    pub fn settings(mut self, toml: &str) -> Self {
+        self.settings.push_str(toml);
+        self
+    }
+
+    /// Puts a secret into the gateway's folder before it starts.
+    #[must_use]
+    pub fn secret(mut self, name: &str, text: &str) -> Self {
+        self.secrets.push((name.to_owned(), text.to_owned()));
+        self
+    }
+
     /// Puts a file into the gateway's folder before it starts.
     #[must_use]
     pub fn file(mut self, name: &str, text: &str) -> Self {
@@ -365,6 +389,9 @@ impl GatewayBuilder {
         }
         write_secret(&folder.path().join("account.key"), ACCOUNT_KEY);
         write_secret(&folder.path().join("admin.token"), ADMIN_TOKEN);
+        for (name, text) in &self.secrets {
+            write_secret(&folder.path().join(name), text);
+        }
         let mut process = Process::start(&config, &[]);
         let end = Instant::now() + READY_MAX;
         while !is_ready(admin) {
@@ -397,7 +424,7 @@ impl GatewayBuilder {
         let policy = if self.policy { "policy = \"policy.toml\"\n" } else { "" };
         let (upstreams, routes) = (self.upstreams.concat(), self.routes.concat());
         let (limits, server) = (self.limits.join("\n"), self.server.join("\n"));
-        let identity = self.identity.join("\n");
+        let (identity, settings) = (self.identity.join("\n"), &self.settings);
         let listeners: String = further
             .iter()
             .zip(&self.listeners)
@@ -417,7 +444,8 @@ impl GatewayBuilder {
              [admin]\naddress = \"{admin}\"\ntoken_file = \"admin.token\"\n\
              [limits]\n{limits}\n\
              [server]\nthreads = 2\nupgrade_socket = \"{upgrade_socket}\"\n{server}\n\
-             [log]\nlevel = \"{level}\"\nformat = \"text\"\n"
+             [log]\nlevel = \"{level}\"\nformat = \"text\"\n\
+             {settings}"
         )
     }
 }

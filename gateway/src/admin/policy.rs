@@ -108,6 +108,9 @@ pub(super) async fn show(State(state): State<AdminState>, asked: Params) -> Answ
 pub(super) async fn validate(asked: Params, body: Body) -> Answer<Checked> {
     asked.finish()?;
     let bytes = body::bytes(body, ADMIN_TEXT_BYTES_MAX).await?;
+    if bytes.is_empty() {
+        return Err(Refused::bad("the body is empty: it takes the text of a policy"));
+    }
     let text = String::from_utf8(bytes.into());
     let text = text.map_err(|_| Refused::bad("the text is not UTF-8"))?;
     let checked = blocking(move || Policy::parse(&text)).await?;
