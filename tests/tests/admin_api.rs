@@ -12,6 +12,7 @@ use tokio::net::TcpSocket;
 
 const VIEWER: &str = "viewer-token-0123456789abcdef";
 const OPERATOR: &str = "operator-token-0123456789abcdef";
+const GUESS: &str = "planted-guess";
 const ROLES: [(&str, &str); 3] =
     [("viewer", VIEWER), ("operator", OPERATOR), ("admin", ADMIN_TOKEN)];
 
@@ -88,7 +89,7 @@ fn every_operation_asks_for_a_token_and_its_role() {
                 runtime.block_on(ask(gateway.admin_address(), from, &method, &path, token))
             };
             let long = format!("{ADMIN_TOKEN}x");
-            for wrong in [None, Some("wrong"), Some(&long), Some(&ADMIN_TOKEN[1..])] {
+            for wrong in [None, Some(GUESS), Some(&long), Some(&ADMIN_TOKEN[1..])] {
                 let (status, body) = ask(wrong);
                 assert_eq!(status, 401, "{method} {path} with {wrong:?}: {body}");
                 tells_nothing(&body);
@@ -122,7 +123,7 @@ fn every_operation_asks_for_a_token_and_its_role() {
 }
 
 fn tells_nothing(body: &str) {
-    for secret in [VIEWER, OPERATOR, ADMIN_TOKEN, "wrong"] {
+    for secret in [VIEWER, OPERATOR, ADMIN_TOKEN, GUESS] {
         assert!(!body.contains(secret), "{body}");
     }
 }
