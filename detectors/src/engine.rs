@@ -301,6 +301,12 @@ impl Engine {
         }
     }
 
+    /// A model's releases are not heeded any more.
+    pub fn forget_release(&mut self, model: &str) {
+        let model = keyed::hash(&self.key, model.as_bytes());
+        self.releases.retain(|(_, released)| *released != model);
+    }
+
     /// What this engine remembers. What it has learnt of the server's ServerHellos it learns again.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
@@ -651,6 +657,8 @@ mod tests {
         mine.merge(theirs);
         assert_eq!(mine.releases.len(), RELEASES_MAX);
         assert_eq!(mine.releases[0].0, RELEASES_MAX as u64, "the oldest go");
+        mine.forget_release(&format!("model-{RELEASES_MAX}"));
+        assert_eq!(mine.releases.len(), RELEASES_MAX - 1);
     }
 
     #[test]

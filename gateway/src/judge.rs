@@ -15,7 +15,7 @@ use detectors::keyed::Key;
 use detectors::policy::Policy;
 use detectors::seen::{Answered, Arrived, Pending};
 use detectors::tier::Tier;
-use detectors::{AccountId, Event, Observation};
+use detectors::{AccountId, Event, ModelRelease, Observation};
 use parking_lot::Mutex;
 
 use crate::limits::{JUDGEMENT_QUEUE_MAX, JUDGEMENT_THREADS};
@@ -105,6 +105,16 @@ impl Judge {
         cluster: Option<u64>,
     ) {
         self.engine.lock().hold(account, tier, suspicion, at_ms, cluster);
+    }
+
+    /// Takes in when a model was released, unix milliseconds, in the place of what was told before;
+    /// `None`: that is not to be heeded.
+    pub fn set_release(&self, model: &str, at_ms: Option<u64>) {
+        let mut engine = self.engine.lock();
+        engine.forget_release(model);
+        if let Some(at_ms) = at_ms {
+            engine.observe(&Event::ModelRelease(ModelRelease { at_ms, model: model.into() }));
+        }
     }
 
     /// Judges by another policy from now on.
