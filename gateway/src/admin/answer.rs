@@ -18,7 +18,14 @@ pub(super) type Answer<T> = Result<axum::Json<T>, Refused>;
 
 /// Why a request is not answered as it wishes.
 #[derive(Debug)]
-pub(super) struct Refused(Box<(StatusCode, ErrorBody, Option<(HeaderName, HeaderValue)>)>);
+pub(super) struct Refused(Box<Told>);
+
+#[derive(Debug)]
+struct Told {
+    status: StatusCode,
+    body: ErrorBody,
+    header: Option<(HeaderName, HeaderValue)>,
+}
 
 /// An error.
 #[derive(Debug, Serialize, ToSchema)]
@@ -50,7 +57,7 @@ pub(super) struct Fault {
 impl Refused {
     pub(super) fn new(status: StatusCode, message: impl Into<Cow<'static, str>>) -> Self {
         let error = ErrorDetail { message: message.into(), faults: Vec::new() };
-        Self(Box::new((status, ErrorBody { error }, None)))
+        Self(Box::new(Told { status, body: ErrorBody { error }, header: None }))
     }
 
     pub(super) fn bad(message: impl Into<Cow<'static, str>>) -> Self {
@@ -75,19 +82,19 @@ impl Refused {
     }
 
     pub(super) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.0.2 = Some((name, value));
+        self.0.header = Some((name, value));
         self
     }
 
     pub(super) fn faults(mut self, mut faults: Vec<Fault>) -> Self {
         faults.truncate(ADMIN_FAULTS_MAX);
-        self.0.1.error.faults = faults;
+        self.0.body.error.faults = faults;
         self
     }
 
     #[cfg(test)]
     pub(super) fn status(&self) -> StatusCode {
-        self.0.0
+        self.0.status
     }
 }
 
@@ -111,7 +118,7 @@ impl From<StoreError> for Refused {
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        let (status, body, header) = *self.0;
+        let Told { status, body, header } = *self.0;
         let mut response = (status, axum::Json(body)).into_response();
         if let Some((name, value)) = header {
             response.headers_mut().insert(name, value);
