@@ -76,6 +76,16 @@ impl Refused {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
     }
 
+    /// A policy is in force, but that is not on record: it comes into force before it is written.
+    pub(super) fn in_force_unrecorded(error: &StoreError) -> Self {
+        let status = match error {
+            StoreError::Full => StatusCode::INSUFFICIENT_STORAGE,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        tracing::error!(%error, "admin: a policy is in force and the audit does not tell");
+        Self::new(status, "the policy is in force, but the store could not put that on record")
+    }
+
     /// There is no room for it.
     pub(super) fn no_room(message: String) -> Self {
         Self::new(StatusCode::INSUFFICIENT_STORAGE, message)
@@ -103,14 +113,14 @@ impl From<StoreError> for Refused {
         match error {
             StoreError::Full => Self::new(
                 StatusCode::INSUFFICIENT_STORAGE,
-                "the store's disk is full: nothing was changed; make room and try again",
+                "the store's disk is full: this was not done; make room and try again",
             ),
-            StoreError::Busy => Self::busy(
-                "the store has more to write than it can: nothing was changed, try again",
-            ),
+            StoreError::Busy => {
+                Self::busy("the store has more to write than it can: this was not done, try again")
+            }
             other => {
                 tracing::error!(error = %other, "admin: the store failed");
-                Self::busy("the store cannot be used just now: nothing was changed; see the log")
+                Self::busy("the store cannot be used just now: this was not done; see the log")
             }
         }
     }
