@@ -1,5 +1,6 @@
 //! The command line.
 
+pub mod audit;
 pub mod check;
 pub mod demo;
 pub mod fingerprint;
@@ -45,6 +46,9 @@ enum Command {
     Replay(replay::Options),
     /// Tell whose marks texts carry, and how sure that is.
     Verify(verify::Options),
+    /// Check or export the audit.
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Print the TLS fingerprints in a ClientHello or a packet capture.
     Fingerprint {
         /// A raw ClientHello, or a pcap or pcapng file.
@@ -77,6 +81,7 @@ pub fn main() -> ExitCode {
         }
         Command::Replay(options) => finish(replay::run(&options, &mut out)),
         Command::Verify(options) => finish(verify::run(&options, &mut out)),
+        Command::Audit(command) => finish(audit::run(&command, &mut out)),
         Command::Fingerprint { file, json } => {
             finish(fingerprint::run(&file, json, &mut out).map_err(|error| error.to_string()))
         }

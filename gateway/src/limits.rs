@@ -375,3 +375,8 @@ pub const STORE_QUEUE_MAX: usize = 8_192;
 pub const STORE_GROUP_MAX: usize = 256;
 /// Commits that a slow reader of the feed may lag behind.
 pub const STORE_FEED_MAX: usize = 8_192;
+/// Audit entries that are read at a time.
+pub const AUDIT_PAGE: usize = 1_000;
+/// A line of an exported audit. Entries hold no texts of customers; the longest tell of a takedown's
+/// members.
+pub const AUDIT_LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;

@@ -25,8 +25,8 @@ use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, oneshot};
 
-use crate::audit::{Chained, Draft, Query};
-use crate::limits::{STORE_FEED_MAX, STORE_GROUP_MAX, STORE_QUEUE_MAX};
+use crate::audit::{Anchor, Chained, Draft, Query};
+use crate::limits::{AUDIT_PAGE, STORE_FEED_MAX, STORE_GROUP_MAX, STORE_QUEUE_MAX};
 use crate::policy::unix_ms;
 
 /// Kinds of registers. The numbers are on disk: never give one to another kind.
@@ -344,6 +344,14 @@ impl Store {
         database::audit(&self.state.lock(), query)
     }
 
+    /// The audit's last entry: its number and hash.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn audit_head(&self) -> Result<Anchor, StoreError> {
+        head(&self.state.lock())
+    }
+
     /// What is remembered of an account.
     ///
     /// # Errors
@@ -370,6 +378,74 @@ impl Store {
     /// When nothing of it was written.
     pub fn put_rows(&self, rows: &[(AccountId, Vec<u8>)]) -> Result<(), StoreError> {
         database::put_rows(&mut self.rows.lock(), rows)
+    }
+}
+
+fn head(state: &Connection) -> Result<Anchor, StoreError> {
+    let last = database::last_link(state)?;
+    Ok(last.map_or_else(Anchor::default, |(seq, hash)| Anchor { seq, hash }))
+}
+
+/// The state of a store, or of a backup of one, to be read beside whoever writes it.
+#[derive(Debug)]
+pub struct Reader(Connection);
+
+impl Reader {
+    /// Opens the store in a directory. Nothing is written, and no key is needed.
+    ///
+    /// # Errors
+    /// When there is none, or it is damaged or of a newer version.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        Ok(Self(database::open_read_only(dir)?))
+    }
+
+    /// The latest word on a key.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn get(&self, table: Table, key: &str) -> Result<Option<Register>, StoreError> {
+        database::get(&self.0, table, key)
+    }
+
+    /// Every register of a kind, removed ones too, by key.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn scan(&self, table: Table) -> Result<Vec<Register>, StoreError> {
+        database::scan(&self.0, table)
+    }
+
+    /// The audit's last entry: its number and hash.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn audit_head(&self) -> Result<Anchor, StoreError> {
+        head(&self.0)
+    }
+
+    /// Gives every audit entry after a number, in order, a page at a time in memory.
+    ///
+    /// # Errors
+    /// When the database cannot be read, told with the last entry that could; or the taker's own.
+    pub fn audit_each(
+        &self,
+        mut after: u64,
+        mut take: impl FnMut(Chained) -> Result<(), String>,
+    ) -> Result<(), String> {
+        loop {
+            let query = Query { after, limit: AUDIT_PAGE };
+            let page = database::audit(&self.0, &query).map_err(|error| {
+                format!("the audit cannot be read after entry {after}: {error}")
+            })?;
+            let whole = page.len() == AUDIT_PAGE;
+            for entry in page {
+                after = entry.seq;
+                take(entry)?;
+            }
+            if !whole {
+                return Ok(());
+            }
+        }
     }
 }
 
