@@ -16,6 +16,7 @@ use crate::limits::Limits;
 use crate::network::NetworkStore;
 use crate::outgoing::Url;
 use crate::policy::PolicyStore;
+use crate::webhook::Webhook;
 
 /// Everything that `stillgate run` needs.
 #[derive(Clone, Debug)]
@@ -36,6 +37,8 @@ pub struct Config {
     pub admin: Admin,
     /// Trace recording, off when `None`.
     pub record: Option<Record>,
+    /// Where what happens is told.
+    pub webhooks: Vec<Webhook>,
     /// Bounds and timeouts.
     pub limits: Limits,
     /// Process settings.

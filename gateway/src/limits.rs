@@ -380,3 +380,13 @@ pub const AUDIT_PAGE: usize = 1_000;
 /// A line of an exported audit. Entries hold no texts of customers; the longest tell of a takedown's
 /// members.
 pub const AUDIT_LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+// webhook.rs
+/// Messages of one webhook that were read from the audit and not all taken.
+pub const WEBHOOK_WINDOW_MAX: usize = 256;
+/// Messages of one webhook that are being sent at once.
+pub const WEBHOOK_IN_FLIGHT_MAX: usize = 8;
+/// Time between two looks at the audit without being told, and between two cursors stored.
+pub const WEBHOOK_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// A receiver's answer.
+pub const WEBHOOK_ANSWER_BYTES_MAX: usize = 64 * 1024;

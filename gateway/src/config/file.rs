@@ -7,6 +7,8 @@
 //!
 //! Source: TOML 1.0. Relative paths in the file are relative to the file.
 
+mod webhook;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -170,6 +172,7 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
     let networks = read_networks(&mut root);
     let policies = read_policies(&mut root);
     let admin = read_admin(&mut root, &listeners);
+    let webhooks = webhook::read(&mut root);
     let record = read_record(&mut root);
     let limits = read_limits(&mut root);
     let server = read_server(&mut root);
@@ -184,6 +187,7 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
         policies: policies?,
         admin: admin?,
         record,
+        webhooks: webhooks?,
         limits: limits?,
         server,
         log,
