@@ -476,7 +476,8 @@ fn keys(entry: &Entry) -> BTreeSet<u64> {
         .iter()
         .filter_map(|key| entry.detail.get(key)?.as_array())
         .flatten()
-        .filter_map(|element| element.as_str().or_else(|| element.get("account")?.as_str()))
+        // An account alone, or with why.
+        .filter_map(|element| element.as_str().or_else(|| element.get(0)?.as_str()))
         .map(|account| hash("account", account))
         .collect();
     keys.extend(entry.account.iter().map(|account| hash("account", account.as_str())));
@@ -487,4 +488,351 @@ fn keys(entry: &Entry) -> BTreeSet<u64> {
         keys.insert(hash("", ""));
     }
     keys
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use detectors::AccountId;
+    use parking_lot::Mutex;
+    use serde_json::json;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::sync::watch;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::audit::{Actor, Draft};
+
+    /// What a receiver does with a message.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Reply {
+        Status(u16),
+        /// Closes the connection.
+        Close,
+        /// Never answers.
+        Hang,
+    }
+
+    /// An attempt as a receiver saw it.
+    #[derive(Clone, Debug)]
+    struct Seen {
+        seq: u64,
+        id: String,
+        accepted: bool,
+    }
+
+    struct Receiver {
+        url: Url,
+        seen: Arc<Mutex<Vec<Seen>>>,
+    }
+
+    impl Receiver {
+        /// `reply` is asked with the number of the attempt and of the message.
+        async fn start(reply: impl Fn(usize, u64) -> Reply + Send + Sync + 'static) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}/hook", listener.local_addr().unwrap()).parse().unwrap();
+            let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
+            let (kept, reply) = (seen.clone(), Arc::new(reply));
+            tokio::spawn(async move {
+                while let Ok((mut stream, _)) = listener.accept().await {
+                    let (kept, reply) = (kept.clone(), reply.clone());
+                    tokio::spawn(async move {
+                        let Some((id, body)) = message(&mut stream).await else { return };
+                        let seq = body["data"]["seq"].as_u64().unwrap();
+                        let reply = {
+                            let mut kept = kept.lock();
+                            let reply = reply(kept.len(), seq);
+                            let accepted =
+                                matches!(reply, Reply::Status(status) if status / 100 == 2);
+                            kept.push(Seen { seq, id, accepted });
+                            reply
+                        };
+                        match reply {
+                            Reply::Status(status) => {
+                                let answer =
+                                    format!("HTTP/1.1 {status} X\r\ncontent-length: 0\r\n\r\n");
+                                let _ = stream.write_all(answer.as_bytes()).await;
+                            }
+                            Reply::Close => {}
+                            Reply::Hang => sleep(Duration::from_secs(60)).await,
+                        }
+                    });
+                }
+            });
+            Self { url, seen }
+        }
+
+        fn seen(&self) -> Vec<Seen> {
+            self.seen.lock().clone()
+        }
+
+        fn accepted(&self) -> Vec<u64> {
+            self.seen().iter().filter(|seen| seen.accepted).map(|seen| seen.seq).collect()
+        }
+    }
+
+    /// A message's id and body, as soon as it is there whole.
+    async fn message(stream: &mut tokio::net::TcpStream) -> Option<(String, Value)> {
+        let mut bytes = Vec::new();
+        loop {
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            if let Some((head, body)) = text.split_once("\r\n\r\n")
+                && let Ok(body) = serde_json::from_str(body)
+            {
+                let head = head.to_ascii_lowercase();
+                let id = head.lines().find_map(|line| line.strip_prefix("webhook-id: "))?;
+                return Some((id.to_owned(), body));
+            }
+            if stream.read_buf(&mut bytes).await.ok()? == 0 {
+                return None;
+            }
+        }
+    }
+
+    fn settings(url: &Url) -> Webhook {
+        Webhook {
+            name: "siem".into(),
+            url: url.clone(),
+            trust: Trust::default(),
+            events: DEFAULT_EVENTS.to_vec(),
+            keys: SigningKey::parse_all(b"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap(),
+            timeout: Duration::from_millis(300),
+            retry: Duration::from_millis(2),
+            retry_max: Duration::from_millis(20),
+            give_up_after: Duration::from_secs(3_600),
+        }
+    }
+
+    struct Running {
+        task: JoinHandle<()>,
+        stop: watch::Sender<bool>,
+        metrics: Arc<Metrics>,
+    }
+
+    impl Running {
+        fn start(settings: Webhook, store: &Arc<Store>) -> Self {
+            let metrics = Arc::new(Metrics::new().unwrap());
+            let webhooks = Webhooks::new(&[settings], store, &metrics).unwrap();
+            let (stop, shutdown) = watch::channel(false);
+            let task = tokio::spawn(async move { webhooks.follow(shutdown).await });
+            Self { task, stop, metrics }
+        }
+
+        async fn stop(self) {
+            self.stop.send(true).unwrap();
+            self.task.await.unwrap();
+        }
+
+        fn counted(&self, outcome: &str) -> u64 {
+            self.metrics.webhook_deliveries.with_label_values(&["siem", outcome]).get()
+        }
+    }
+
+    fn tier_change(account: usize) -> Draft {
+        Draft::new(Actor::Policy("p".into()), Act::TierChanged)
+            .account(&AccountId::new(format!("acct-{account}")))
+            .detail(json!({ "tier": "high" }))
+    }
+
+    async fn tell(store: &Store, entry: Draft) -> u64 {
+        let done = store.commit(Batch::told(Vec::new(), entry)).durable().await.unwrap();
+        done.audit[0].seq
+    }
+
+    async fn until(what: &str, condition: impl Fn() -> bool) {
+        for _ in 0..3_000 {
+            if condition() {
+                return;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        panic!("no {what}");
+    }
+
+    /// A cursor was stored: what is told from now on is told to the webhook.
+    async fn begun(store: &Store) {
+        until("beginning", || store.get(Table::Cursor, "webhook siem").unwrap().is_some()).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_receiver_that_fails_at_random_gets_each_accounts_messages_in_order() {
+        // A third is taken; the rest is refused, cut off or left hanging.
+        let receiver = Receiver::start(|attempt, seq| {
+            let mut hasher = DefaultHasher::new();
+            (attempt, seq).hash(&mut hasher);
+            match hasher.finish() % 12 {
+                0..=3 => Reply::Status(204),
+                4..=6 => Reply::Status(500),
+                7 | 8 => Reply::Status(403),
+                9 | 10 => Reply::Close,
+                _ => Reply::Hang,
+            }
+        })
+        .await;
+        let store = Store::in_memory("a").unwrap();
+        tell(&store, tier_change(0)).await;
+        let running = Running::start(settings(&receiver.url), &store);
+        begun(&store).await;
+        let mut wanted = Vec::new();
+        let mut accounts: HashMap<u64, Vec<usize>> = HashMap::new();
+        for n in 0..120 {
+            if n % 10 == 3 {
+                tell(&store, Draft::new(Actor::System, Act::PolicyChanged)).await;
+            }
+            let seq = if n % 20 == 7 {
+                let detail =
+                    json!({ "members": ["acct-1", "acct-2"], "left_out": [["acct-3", "x"]] });
+                let seq = tell(
+                    &store,
+                    Draft::new(Actor::System, Act::TakenDown).cluster("c").detail(detail),
+                );
+                let seq = seq.await;
+                accounts.insert(seq, vec![1, 2, 3]);
+                seq
+            } else {
+                let seq = tell(&store, tier_change(n % 5)).await;
+                accounts.insert(seq, vec![n % 5]);
+                seq
+            };
+            wanted.push(seq);
+        }
+        until("delivery", || receiver.accepted().len() >= wanted.len()).await;
+        running.stop().await;
+        let mut taken = receiver.accepted();
+        taken.sort_unstable();
+        assert_eq!(taken, wanted, "each once, the first of all not, as it was there before");
+        // Of one account no message is even tried before the one before it was taken.
+        for account in 0..5 {
+            let mut last = 0;
+            let mut open: Option<u64> = None;
+            for seen in receiver.seen() {
+                if !accounts[&seen.seq].contains(&account) {
+                    continue;
+                }
+                assert!(seen.seq > last, "{} after {last}", seen.seq);
+                assert!(open.is_none_or(|open| open == seen.seq), "{open:?} was overtaken");
+                open = (!seen.accepted).then_some(seen.seq);
+                last = if seen.accepted { seen.seq } else { last };
+            }
+        }
+        let ids: HashMap<String, u64> =
+            receiver.seen().into_iter().map(|seen| (seen.id, seen.seq)).collect();
+        assert_eq!(ids.len(), wanted.len(), "an id for each message, at every attempt the same");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_restart_in_the_middle_loses_nothing() {
+        let receiver = Receiver::start(|attempt, _| match attempt % 3 {
+            0 => Reply::Status(500),
+            _ => Reply::Status(200),
+        })
+        .await;
+        let store = Store::in_memory("a").unwrap();
+        let running = Running::start(settings(&receiver.url), &store);
+        begun(&store).await;
+        let mut wanted = BTreeSet::new();
+        for n in 0..400 {
+            wanted.insert(tell(&store, tier_change(n % 50)).await);
+        }
+        until("half of them", || receiver.accepted().len() > 150).await;
+        // As kill -9: the cursor is not stored.
+        running.task.abort();
+        assert!(running.task.await.unwrap_err().is_cancelled());
+        for n in 0..50 {
+            wanted.insert(tell(&store, tier_change(n)).await);
+        }
+        let second = Running::start(settings(&receiver.url), &store);
+        let all = || receiver.accepted().into_iter().collect::<BTreeSet<u64>>();
+        until("all of them", || all() == wanted).await;
+        let done = receiver.seen().len();
+        second.stop().await;
+        // What was taken is not sent again, as an orderly end stores the cursor.
+        let third = Running::start(settings(&receiver.url), &store);
+        let last = tell(&store, tier_change(0)).await;
+        until("the last", || receiver.accepted().contains(&last)).await;
+        third.stop().await;
+        assert!(receiver.seen()[done..].iter().all(|seen| seen.seq == last));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_message_is_given_up_in_the_end_and_what_follows_goes_on() {
+        let receiver =
+            Receiver::start(|_, seq| Reply::Status(if seq == 1 { 410 } else { 200 })).await;
+        let store = Store::in_memory("a").unwrap();
+        let give_up_after = Duration::from_millis(400);
+        let hook = Webhook { give_up_after, ..settings(&receiver.url) };
+        let running = Running::start(hook, &store);
+        begun(&store).await;
+        tell(&store, tier_change(1)).await;
+        tell(&store, tier_change(1)).await;
+        tell(&store, tier_change(2)).await;
+        until("the other account", || receiver.accepted() == [3]).await;
+        until("the same account", || receiver.accepted() == [3, 2]).await;
+        assert_eq!(running.counted("given_up"), 1);
+        assert_eq!(running.counted("taken"), 2);
+        assert!(running.counted("refused") > 1, "it was tried again before");
+        let lag = || running.metrics.webhook_lag.with_label_values(&["siem"]).get();
+        until("a cursor at the end", || lag() == 0).await;
+        until("the audit's number", || running.metrics.audit_entries.get() == 3).await;
+        running.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_dead_address_makes_a_lag_and_no_queue() {
+        let receiver = Receiver::start(|_, _| Reply::Close).await;
+        let store = Store::in_memory("a").unwrap();
+        let hook = Webhook { retry: Duration::from_secs(60), ..settings(&receiver.url) };
+        let hook = Webhook { retry_max: hook.retry, ..hook };
+        let running = Running::start(hook, &store);
+        begun(&store).await;
+        let count = WEBHOOK_WINDOW_MAX + 3 * AUDIT_PAGE;
+        let mut batch = Batch::default();
+        batch.audit.extend((0..count).map(|n| {
+            let mut draft = tier_change(n);
+            draft.at_ms -= 50_000;
+            draft
+        }));
+        store.commit(batch).durable().await.unwrap();
+        let metrics = running.metrics.clone();
+        let gauge = |gauges: &prometheus::IntGaugeVec| gauges.with_label_values(&["siem"]).get();
+        until("a lag", || u64::try_from(gauge(&metrics.webhook_lag)) == Ok(count as u64)).await;
+        until("an age", || gauge(&metrics.webhook_oldest) >= 50).await;
+        assert_eq!(receiver.seen().len(), WEBHOOK_IN_FLIGHT_MAX);
+        assert_eq!(running.counted("unreached"), WEBHOOK_IN_FLIGHT_MAX as u64);
+        running.stop().await;
+    }
+
+    #[test]
+    fn pauses_grow_to_the_longest_and_keep_what_the_receiver_names() {
+        let store = Store::in_memory("a").unwrap();
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let settings = Webhook {
+            retry: Duration::from_secs(1),
+            retry_max: Duration::from_secs(60),
+            ..settings(&"http://127.0.0.1:1/".parse().unwrap())
+        };
+        let webhooks = Webhooks::new(&[settings], &store, &metrics).unwrap();
+        let pause = |status: u16, wait: Option<u64>, failures| {
+            let status = StatusCode::from_u16(status).unwrap();
+            let outcome = Outcome::Refused(status, wait.map(Duration::from_secs));
+            webhooks.hooks[0].pause(&outcome, failures).as_secs_f64()
+        };
+        for _ in 0..100 {
+            for (status, wait, failures, expected) in [
+                (500, None, 0, 0.5..=1.0),
+                (302, None, 3, 4.0..=8.0),
+                (503, None, 100, 30.0..=60.0),
+                (404, None, 0, 30.0..=60.0),
+                (410, None, 0, 30.0..=60.0),
+                (429, None, 0, 0.5..=1.0),
+                (429, Some(20), 0, 20.0..=20.0),
+                (503, Some(100_000), 0, 60.0..=60.0),
+            ] {
+                let pause = pause(status, wait, failures);
+                assert!(expected.contains(&pause), "{status} {wait:?} {failures}: {pause}");
+            }
+        }
+    }
 }

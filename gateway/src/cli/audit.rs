@@ -206,7 +206,7 @@ mod tests {
         let folder = TestDirectory::new();
         // What has a meaning in the name that the database is opened by.
         let dir = folder.path().join("a?b#c%20");
-        let store = Store::open(&dir, "a", "k").unwrap();
+        let store = Store::open(&dir, Some("a"), "k").unwrap();
         assert_eq!(verify(&dir, &[]).unwrap(), "the audit is empty\n");
         write(&store, 2_500);
         let head = store.audit_head().unwrap().to_string();
@@ -229,7 +229,7 @@ mod tests {
     fn an_export_is_checked_like_the_store_whole_or_after_a_head() {
         let folder = TestDirectory::new();
         let dir = folder.path().join("data");
-        let store = Store::open(&dir, "a", "k").unwrap();
+        let store = Store::open(&dir, Some("a"), "k").unwrap();
         write(&store, 10);
         let kept = store.audit_head().unwrap().to_string();
         write(&store, 5);
@@ -251,7 +251,7 @@ mod tests {
     #[test]
     fn an_entry_that_was_changed_in_the_database_is_named() {
         let folder = TestDirectory::new();
-        let store = Store::open(folder.path(), "a", "k").unwrap();
+        let store = Store::open(folder.path(), Some("a"), "k").unwrap();
         write(&store, 10);
         let change = |sql: &str| {
             let state = rusqlite::Connection::open(folder.path().join("state.sqlite")).unwrap();

@@ -32,7 +32,9 @@ fn read_one(mut table: Section<'_, '_>, names: &mut HashMap<String, usize>) -> O
         }
         Some(name)
     });
-    let url = table.required("url", "such as \"https://siem.example/stillgate\"").and_then(url);
+    let url = table
+        .required("url", "such as \"https://siem.example/stillgate\"")
+        .and_then(|item| url(&item));
     let how = "give secret_file = \"webhook.secret\" (make one: \
                echo \"whsec_$(openssl rand -base64 32)\" > webhook.secret; \
                chmod 600 webhook.secret) or secret_env = \"NAME\"";
@@ -83,7 +85,7 @@ fn read_one(mut table: Section<'_, '_>, names: &mut HashMap<String, usize>) -> O
     })
 }
 
-fn url(item: Item<'_, '_>) -> Option<Url> {
+fn url(item: &Item<'_, '_>) -> Option<Url> {
     // The text itself stays out of the message: some receivers have their secret in it.
     let url: Url = item.checked(item.text()?.parse().map_err(|wrong| format!("{wrong}")))?;
     if !url.is_tls() && !url.is_loopback() {
