@@ -396,3 +396,9 @@ pub const WEBHOOK_IN_FLIGHT_MAX: usize = 8;
 pub const WEBHOOK_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// A receiver's answer.
 pub const WEBHOOK_ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+// cli/evidence.rs
+/// Files in a folder of evidence.
+pub const EVIDENCE_FILES_MAX: usize = 10_000;
+/// A text file in it, but for the audit, which is read line by line.
+pub const EVIDENCE_TEXT_BYTES_MAX: u64 = 256 * 1024 * 1024;

@@ -41,6 +41,8 @@ pub struct GatewayBuilder {
     listeners: Vec<String>,
     identity: Vec<String>,
     files: Vec<(String, String)>,
+    settings: Vec<String>,
+    tables: Vec<String>,
     log_level: String,
     record: bool,
     record_text: bool,
@@ -65,6 +67,8 @@ impl Gateway {
             listeners: Vec::new(),
             identity: Vec::new(),
             files: Vec::new(),
+            settings: Vec::new(),
+            tables: Vec::new(),
             log_level: "info".to_owned(),
             record: false,
             record_text: false,
@@ -82,6 +86,12 @@ impl Gateway {
     #[must_use]
     pub fn plain_address(&self) -> SocketAddr {
         self.plain
+    }
+
+    /// Address of the admin endpoint.
+    #[must_use]
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
     }
 
     /// Address of a further listener, in the order in which they were added.
@@ -224,6 +234,22 @@ impl Gateway {
         OldProcess(std::mem::replace(&mut self.process, fresh))
     }
 
+    /// Ends the process as a power cut does and starts another on the same folder.
+    ///
+    /// # Panics
+    /// If the new one does not become ready.
+    pub fn kill_and_start(&mut self) {
+        self.process.signal(Signal::KILL);
+        assert!(self.process.wait(Duration::from_secs(5)).is_some(), "it does not end");
+        self.process = Process::start(&self.folder.path().join("stillgate.toml"), &[]);
+        wait_for("a gateway that is ready", READY_MAX, || {
+            let stderr = self.process.stderr();
+            let ended = self.process.wait(Duration::ZERO);
+            assert!(ended.is_none(), "the gateway ended:\n{stderr}");
+            is_ready(self.admin).then_some(())
+        });
+    }
+
     /// Whether `/readyz` says yes.
     #[must_use]
     pub fn ready(&self) -> bool {
@@ -295,6 +321,20 @@ impl GatewayBuilder {
     #[must_use]
     pub fn identity(mut self, line: &str) -> Self {
         self.identity.push(line.to_owned());
+        self
+    }
+
+    /// Adds a line above all tables.
+    #[must_use]
+    pub fn setting(mut self, line: &str) -> Self {
+        self.settings.push(format!("{line}\n"));
+        self
+    }
+
+    /// Adds a table of its own, with its header.
+    #[must_use]
+    pub fn table(mut self, toml: &str) -> Self {
+        self.tables.push(format!("{toml}\n"));
         self
     }
 
@@ -398,6 +438,7 @@ impl GatewayBuilder {
         let (upstreams, routes) = (self.upstreams.concat(), self.routes.concat());
         let (limits, server) = (self.limits.join("\n"), self.server.join("\n"));
         let identity = self.identity.join("\n");
+        let (settings, tables) = (self.settings.concat(), self.tables.concat());
         let listeners: String = further
             .iter()
             .zip(&self.listeners)
@@ -408,11 +449,11 @@ impl GatewayBuilder {
         let upgrade_socket = folder.join("upgrade.sock");
         let (upgrade_socket, level) = (upgrade_socket.display(), &self.log_level);
         format!(
-            "{record}{policy}\
+            "{settings}{record}{policy}\
              [[listener]]\naddress = \"{tls}\"\n\
              certificates = [{{ chain = \"chain.pem\", key = \"key.pem\" }}]\n\
              [[listener]]\naddress = \"{plain}\"\n\
-             {listeners}{routes}{upstreams}\
+             {listeners}{routes}{upstreams}{tables}\
              [identity]\nkey_file = \"account.key\"\n{identity}\n\
              [admin]\naddress = \"{admin}\"\ntoken_file = \"admin.token\"\n\
              [limits]\n{limits}\n\

@@ -1871,6 +1871,7 @@ threads = "two"
         directory.certificate("certificates/internal", &["internal.example.com"]);
         directory.write("GeoLite2-ASN.mmdb", crate::network::tests::sample_database());
         directory.write("policy.toml", "");
+        directory.write("webhook.secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n");
         for list in ["tor-exits.txt", "proxies.txt", "vpns.txt"] {
             directory.write(list, "192.0.2.1\n");
         }
@@ -1917,13 +1918,18 @@ threads = "two"
         assert_eq!((shown.retries, shown.protocol), (default.retries, default.protocol));
         assert_eq!(config.server.drain, defaults.server.drain);
         assert_eq!(config.log.level, defaults.log.level);
+        let [webhook] = config.webhooks.as_slice() else { panic!("one webhook") };
+        assert_eq!(webhook.events, crate::webhook::DEFAULT_EVENTS);
+        let seconds = [webhook.timeout, webhook.retry, webhook.retry_max, webhook.give_up_after];
+        assert_eq!(seconds.map(|time| time.as_secs()), [10, 1, 300, 86_400]);
     }
 
     /// `key = value` or `[table]`, not a sentence.
     fn is_setting(line: &str) -> bool {
         let key = line.split(" = ").next().unwrap();
         let plain = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b"_2".contains(&b));
-        (line.contains(" = ") && plain(key)) || line.starts_with("[identity.")
+        let table = ["[identity.", "[[webhook]]"].iter().any(|table| line.starts_with(table));
+        (line.contains(" = ") && plain(key)) || table
     }
 
     #[test]
