@@ -470,6 +470,14 @@ pub struct Query {
     pub limit: usize,
 }
 
+/// Arbitrary bytes as a line of an exported audit: must not panic, and is written as it was read.
+#[doc(hidden)]
+pub fn fuzz_audit_line(data: &[u8]) {
+    if let Ok(link) = Link::read(data) {
+        assert_eq!(Link::read(link.line().as_bytes()), Ok(link));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
