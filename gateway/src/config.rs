@@ -14,7 +14,9 @@ use ipnet::IpNet;
 
 use crate::limits::Limits;
 use crate::network::NetworkStore;
+use crate::outgoing::Url;
 use crate::policy::PolicyStore;
+use crate::webhook::Webhook;
 
 /// Everything that `stillgate run` needs.
 #[derive(Clone, Debug)]
@@ -37,6 +39,8 @@ pub struct Config {
     pub store: StoreSettings,
     /// Trace recording, off when `None`.
     pub record: Option<Record>,
+    /// Where what happens is told.
+    pub webhooks: Vec<Webhook>,
     /// Bounds and timeouts.
     pub limits: Limits,
     /// Process settings.
@@ -190,7 +194,7 @@ pub enum JwksSource {
     /// An `http(s)` address, fetched at start and again every `refresh`.
     Url {
         /// Address of the key set.
-        url: String,
+        url: Url,
         /// Time between fetches.
         refresh: Duration,
     },

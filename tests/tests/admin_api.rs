@@ -25,7 +25,7 @@ fn gateway(provider: &Provider) -> Gateway {
     Gateway::in_front_of(provider.address())
         .secret("viewer.token", VIEWER)
         .secret("operator.token", OPERATOR)
-        .settings(&(token("viewer") + &token("operator")))
+        .table(&(token("viewer") + &token("operator")))
         .policy("[tiers]\nlow = 0.30\n")
         .start()
 }

@@ -38,6 +38,7 @@ use crate::metrics::Metrics;
 use crate::network::NetworkStore;
 use crate::store::Store;
 use crate::upstream::UpstreamPool;
+use crate::webhook::Webhooks;
 
 /// Log levels of the libraries that see what clients and upstreams send.
 const LIBRARY_LEVELS: &str = "pingora_core=warn,pingora_core::apps=off,pingora_core::connectors=off,pingora_core::protocols=off,h2=off,rustls=off,hyper=off";
@@ -152,6 +153,8 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
     server.add_service(background_service("policy", policies));
     let networks = Networks { store: config.networks.clone() };
     server.add_service(background_service("networks", networks));
+    let webhooks = Webhooks::new(&config.webhooks, enforcer.store(), &metrics)?;
+    server.add_service(background_service("webhooks", webhooks));
     let for_readiness = gateway.clone();
     let admin = AdminState::new(
         metrics.clone(),

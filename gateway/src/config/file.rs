@@ -9,6 +9,7 @@
 
 mod admin;
 mod store;
+mod webhook;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -37,6 +38,7 @@ use crate::account::jwks::KeySet;
 use crate::limits::{CONFIG_FILE_BYTES_MAX, Limits};
 use crate::listener::tls;
 use crate::network::{NetworkFiles, NetworkStore};
+use crate::outgoing::Url;
 use crate::policy::PolicyStore;
 
 /// Bytes of the identity key at least: the output size of its hash (RFC 2104, section 3).
@@ -167,6 +169,7 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
     let policies = read_policies(&mut root);
     let admin = admin::read(&mut root, &listeners);
     let store = store::read(&mut root);
+    let webhooks = webhook::read(&mut root);
     let record = read_record(&mut root);
     let limits = read_limits(&mut root);
     let server = read_server(&mut root);
@@ -182,6 +185,7 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
         admin: admin?,
         store: store?,
         record,
+        webhooks: webhooks?,
         limits: limits?,
         server,
         log,
@@ -1125,30 +1129,17 @@ impl<'r, 'd> Item<'r, 'd> {
         self.checked(checked.map(|_| path))
     }
 
-    fn jwks_url(&self) -> Option<String> {
-        let text = self.string()?;
+    fn jwks_url(&self) -> Option<Url> {
         let wrong = "is not an address such as https://issuer.example/.well-known/jwks.json";
-        let uri: http::Uri = self.checked(text.parse().map_err(|_| wrong.to_owned()))?;
-        let plain = match uri.scheme_str() {
-            Some("https") => false,
-            Some("http") => true,
-            _ => return self.checked(Err(wrong.into())),
-        };
-        let authority = uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
-        let host = uri.host().unwrap_or_default();
-        if host.is_empty() || authority.contains('@') {
-            return self.checked(Err(wrong.into()));
-        }
-        let bare = host.trim_start_matches('[').trim_end_matches(']');
-        let loopback = host == "localhost" || bare.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
-        if plain && !loopback {
+        let url: Url = self.checked(self.text()?.parse().map_err(|_| wrong.to_owned()))?;
+        if !url.is_tls() && !url.is_loopback() {
             self.report.warn(
                 self.at,
                 &self.key,
                 "plain http: whoever can change these bytes on the way can sign tokens",
             );
         }
-        Some(text)
+        Some(url)
     }
 
     fn log_filter(&self) -> Option<String> {
@@ -1845,6 +1836,7 @@ threads = "two"
         directory.certificate("certificates/internal", &["internal.example.com"]);
         directory.write("GeoLite2-ASN.mmdb", crate::network::tests::sample_database());
         directory.write("policy.toml", "");
+        directory.write("webhook.secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n");
         for list in ["tor-exits.txt", "proxies.txt", "vpns.txt"] {
             directory.write(list, "192.0.2.1\n");
         }
@@ -1891,13 +1883,18 @@ threads = "two"
         assert_eq!((shown.retries, shown.protocol), (default.retries, default.protocol));
         assert_eq!(config.server.drain, defaults.server.drain);
         assert_eq!(config.log.level, defaults.log.level);
+        let [webhook] = config.webhooks.as_slice() else { panic!("one webhook") };
+        assert_eq!(webhook.events, crate::webhook::DEFAULT_EVENTS);
+        let seconds = [webhook.timeout, webhook.retry, webhook.retry_max, webhook.give_up_after];
+        assert_eq!(seconds.map(|time| time.as_secs()), [10, 1, 300, 86_400]);
     }
 
     /// `key = value` or `[table]`, not a sentence.
     fn is_setting(line: &str) -> bool {
         let key = line.split(" = ").next().unwrap();
         let plain = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b"_2".contains(&b));
-        (line.contains(" = ") && plain(key)) || line.starts_with("[identity.")
+        let table = ["[identity.", "[[webhook]]"].iter().any(|table| line.starts_with(table));
+        (line.contains(" = ") && plain(key)) || table
     }
 
     #[test]
