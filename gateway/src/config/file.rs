@@ -1834,6 +1834,9 @@ threads = "two"
         directory.certificate("certificates/api", &["api.example.com"]);
         directory.certificate("certificates/clients-ca", &["clients.example.com"]);
         directory.certificate("certificates/internal", &["internal.example.com"]);
+        directory.certificate("certificates/admin", &["admin.example.com"]);
+        directory.certificate("certificates/operators-ca", &["operators.example.com"]);
+        directory.write("dashboard.token", "0123456789-dashboard\n");
         directory.write("GeoLite2-ASN.mmdb", crate::network::tests::sample_database());
         directory.write("policy.toml", "");
         directory.write("webhook.secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n");
@@ -1893,7 +1896,7 @@ threads = "two"
     fn is_setting(line: &str) -> bool {
         let key = line.split(" = ").next().unwrap();
         let plain = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b"_2".contains(&b));
-        let table = ["[identity.", "[[webhook]]"].iter().any(|table| line.starts_with(table));
+        let table = ["[identity.", "[[webhook]]", "[[admin.token]]"].iter().any(|table| line.starts_with(table));
         (line.contains(" = ") && plain(key)) || table
     }
 
