@@ -47,6 +47,9 @@ pub const ACTION_MODES: &[&str] = &["taken", "shadow"];
 /// `layer` of a mark.
 pub const MARK_LAYERS: &[&str] = &["zero_width", "canary"];
 
+/// `reason` of a request refused at the admin endpoint.
+pub const ADMIN_REFUSALS: &[&str] = &["unauthorised", "role", "rate", "busy"];
+
 /// Seconds of work inside the process: microseconds, and what is far too long.
 const SHORT_BUCKETS_SECONDS: &[f64] =
     &[0.000_01, 0.000_02, 0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.1, 1.0];
@@ -146,6 +149,10 @@ pub struct Metrics {
     pub webhook_lag: IntGaugeVec,
     /// Age of a `webhook`'s oldest message that was not taken, in seconds; 0 when there is none.
     pub webhook_oldest: IntGaugeVec,
+    /// Requests refused at the admin endpoint.
+    pub admin_refused: IntCounterVec,
+    /// Long answers and bodies at the admin endpoint that are under way.
+    pub admin_streams: IntGauge,
 }
 
 impl Metrics {
@@ -200,6 +207,8 @@ impl Metrics {
             webhook_deliveries: list.counters("webhook_deliveries_total", "Attempts to send a webhook's messages", &["webhook", "outcome"])?,
             webhook_lag: list.gauges("webhook_lag_entries", "Audit entries that a webhook is behind", &["webhook"])?,
             webhook_oldest: list.gauges("webhook_oldest_seconds", "Age of a webhook's oldest message that was not taken", &["webhook"])?,
+            admin_refused: list.counters("admin_refused_total", "Requests refused at the admin endpoint", &["reason"])?,
+            admin_streams: list.gauge("admin_streams", "Long answers and bodies at the admin endpoint under way")?,
             registry: list.0,
         };
         metrics.start_at_zero();
@@ -229,6 +238,7 @@ impl Metrics {
             (&self.policy_reloads, RELOAD_OUTCOMES),
             (&self.judgements_shed, SHED_PARTS),
             (&self.marks_recognised, MARK_LAYERS),
+            (&self.admin_refused, ADMIN_REFUSALS),
         ] {
             for value in values {
                 counters.with_label_values(&[value]).inc_by(0);
