@@ -14,6 +14,7 @@ use ipnet::IpNet;
 
 use crate::limits::Limits;
 use crate::network::NetworkStore;
+use crate::outgoing::Url;
 use crate::policy::PolicyStore;
 
 /// Everything that `stillgate run` needs.
@@ -188,7 +189,7 @@ pub enum JwksSource {
     /// An `http(s)` address, fetched at start and again every `refresh`.
     Url {
         /// Address of the key set.
-        url: String,
+        url: Url,
         /// Time between fetches.
         refresh: Duration,
     },

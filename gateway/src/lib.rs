@@ -18,6 +18,7 @@ pub mod limits;
 pub mod listener;
 pub mod metrics;
 pub mod network;
+pub mod outgoing;
 pub mod policy;
 pub mod proxy;
 pub mod route;

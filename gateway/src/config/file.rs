@@ -35,6 +35,7 @@ use crate::account::jwks::KeySet;
 use crate::limits::{CONFIG_FILE_BYTES_MAX, Limits};
 use crate::listener::tls;
 use crate::network::{NetworkFiles, NetworkStore};
+use crate::outgoing::Url;
 use crate::policy::PolicyStore;
 
 /// Bytes of the identity key at least: the output size of its hash (RFC 2104, section 3).
@@ -1162,30 +1163,17 @@ impl<'r, 'd> Item<'r, 'd> {
         self.checked(checked.map(|_| path))
     }
 
-    fn jwks_url(&self) -> Option<String> {
-        let text = self.string()?;
+    fn jwks_url(&self) -> Option<Url> {
         let wrong = "is not an address such as https://issuer.example/.well-known/jwks.json";
-        let uri: http::Uri = self.checked(text.parse().map_err(|_| wrong.to_owned()))?;
-        let plain = match uri.scheme_str() {
-            Some("https") => false,
-            Some("http") => true,
-            _ => return self.checked(Err(wrong.into())),
-        };
-        let authority = uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
-        let host = uri.host().unwrap_or_default();
-        if host.is_empty() || authority.contains('@') {
-            return self.checked(Err(wrong.into()));
-        }
-        let bare = host.trim_start_matches('[').trim_end_matches(']');
-        let loopback = host == "localhost" || bare.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
-        if plain && !loopback {
+        let url: Url = self.checked(self.text()?.parse().map_err(|_| wrong.to_owned()))?;
+        if !url.is_tls() && !url.is_loopback() {
             self.report.warn(
                 self.at,
                 &self.key,
                 "plain http: whoever can change these bytes on the way can sign tokens",
             );
         }
-        Some(text)
+        Some(url)
     }
 
     fn log_filter(&self) -> Option<String> {
