@@ -232,6 +232,7 @@ fn config(
             retries: 1,
         })],
         networks: Arc::default(),
+        ioc: None,
         policies: Arc::default(),
         identity: Identity {
             key: secrets.identity.clone().into(),

@@ -7,6 +7,8 @@
 //!
 //! Source: TOML 1.0. Relative paths in the file are relative to the file.
 
+mod ioc;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -170,6 +172,7 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
     let networks = read_networks(&mut root);
     let policies = read_policies(&mut root);
     let admin = read_admin(&mut root, &listeners);
+    let ioc = ioc::read_ioc(&mut root);
     let record = read_record(&mut root);
     let limits = read_limits(&mut root);
     let server = read_server(&mut root);
@@ -183,6 +186,7 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
         networks: networks?,
         policies: policies?,
         admin: admin?,
+        ioc,
         record,
         limits: limits?,
         server,
@@ -1382,7 +1386,7 @@ pub(crate) mod tests {
         }
     }
 
-    const MINIMAL: &str = r#"
+    pub(super) const MINIMAL: &str = r#"
 [[listener]]
 address = "127.0.0.1:8080"
 [[route]]
@@ -1404,12 +1408,15 @@ token_file = "admin.token"
         }
     }
 
-    fn parse_in(directory: &TestDirectory, text: &str) -> Result<Config, Vec<ConfigError>> {
+    pub(super) fn parse_in(
+        directory: &TestDirectory,
+        text: &str,
+    ) -> Result<Config, Vec<ConfigError>> {
         parse_with(text, &directory.path().join("c.toml"), &environment)
     }
 
     /// The errors of a text without the file's name, `LINE: KEY: MESSAGE`.
-    fn errors_in(directory: &TestDirectory, text: &str) -> Vec<String> {
+    pub(super) fn errors_in(directory: &TestDirectory, text: &str) -> Vec<String> {
         let prefix = format!("{}:", directory.path().join("c.toml").display());
         match parse_in(directory, text) {
             Ok(_) => Vec::new(),
@@ -1420,7 +1427,7 @@ token_file = "admin.token"
         }
     }
 
-    fn ready() -> TestDirectory {
+    pub(super) fn ready() -> TestDirectory {
         let directory = TestDirectory::new();
         directory.secrets();
         directory.certificate("a", &["a.example"]);

@@ -7,7 +7,7 @@ use detectors::AccountId;
 use detectors::engine::Account;
 use detectors::policy::Takedown as GuardRails;
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::standing::Indicators;
@@ -144,7 +144,8 @@ impl Takedown {
 /// Indicators of compromise: what an IOC bundle says. Unsigned here.
 ///
 /// Source: threat model, "IOC Sharing Protocol".
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Bundle {
     /// Mean suspicion of the members, 0..1.
     pub confidence: f64,
