@@ -37,6 +37,8 @@ pub struct Config {
     pub admin: Admin,
     /// Exchange of indicators with other providers, off when `None`.
     pub ioc: Option<Arc<Ioc>>,
+    /// Where what must last is kept.
+    pub store: StoreSettings,
     /// Trace recording, off when `None`.
     pub record: Option<Record>,
     /// Bounds and timeouts.
@@ -214,6 +216,26 @@ pub struct Admin {
     pub address: SocketAddr,
     /// Bearer token.
     pub token: Secret,
+}
+
+/// Where what must last is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreSettings {
+    /// In which store.
+    pub kind: StoreKind,
+    /// Directory of the embedded store.
+    pub dir: PathBuf,
+    /// This gateway's name; `None`: made up once and kept in the store.
+    pub node: Option<String>,
+}
+
+/// Kinds of stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreKind {
+    /// On disk.
+    Embedded,
+    /// It ends with the process.
+    Memory,
 }
 
 /// A secret that `Debug` does not show.

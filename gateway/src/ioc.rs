@@ -41,7 +41,7 @@ use self::index::{Hit, Index, Sighting};
 use self::sign::EnvelopeError;
 use crate::audit::{Act, Actor, Draft};
 use crate::config::Ioc;
-use crate::enforce::takedown::Bundle;
+use crate::enforce::takedown::{Bundle, Status, Takedown};
 use crate::limits::{
     INDICATORS_HELD_MAX, INDICATORS_SOURCE_MAX, IOC_BUNDLES_PEER_MAX, IOC_EXPORT_BUNDLES_MAX,
     IOC_EXPORT_BYTES_MAX, IOC_REFUSALS_AUDITED_MAX, IOC_SKIPPED_SHOWN, IOC_VALUES_MAX,
@@ -138,15 +138,6 @@ struct Record {
 #[derive(Serialize, Deserialize)]
 struct Seen {
     until_ms: u64,
-}
-
-/// What of a takedown's register is read here.
-#[derive(Deserialize)]
-struct TakenDown {
-    status: String,
-    #[serde(default)]
-    suspended: Vec<AccountId>,
-    indicators: Bundle,
 }
 
 /// How many refusals went into the audit this minute: whoever sends nonsense does not fill it.
@@ -522,18 +513,18 @@ impl Exchange {
     /// A takedown that holds makes indicators, one that is undone takes them back.
     fn taken_down(&self, register: &Register) -> Result<(), StoreError> {
         let Some(value) = &register.value else { return Ok(()) };
-        let Ok(word) = serde_json::from_str::<TakenDown>(value) else {
+        let Ok(word) = serde_json::from_str::<Takedown>(value) else {
             warn!(cluster = register.key, "a takedown's indicators cannot be read");
             return Ok(());
         };
-        match word.status.as_str() {
-            "active" => self.tell(register, &word),
-            "undone" => self.take_back(&register.key),
-            _ => Ok(()),
+        match word.status {
+            Status::Active => self.tell(register, &word),
+            Status::Undone => self.take_back(&register.key),
+            Status::Waiting | Status::Shadow => Ok(()),
         }
     }
 
-    fn tell(&self, register: &Register, word: &TakenDown) -> Result<(), StoreError> {
+    fn tell(&self, register: &Register, word: &Takedown) -> Result<(), StoreError> {
         let content = &word.indicators;
         if content.confidence.is_nan() || content.confidence < CONFIDENCE_MIN {
             info!(cluster = register.key, "a takedown is not sure enough to be told to peers");
@@ -569,7 +560,7 @@ impl Exchange {
     }
 
     /// A takedown's values in the form in which they are told: valid ones, hashed again.
-    fn shared(&self, word: &TakenDown) -> Result<BTreeSet<Indicator>, StoreError> {
+    fn shared(&self, word: &Takedown) -> Result<BTreeSet<Indicator>, StoreError> {
         let own = self.own_networks();
         let plain = [
             Kind::Ip,
