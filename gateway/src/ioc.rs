@@ -362,33 +362,31 @@ impl Exchange {
         // What was committed before the feed began.
         self.clone().off_thread(|exchange| exchange.restore()).await;
         loop {
-            tokio::select! {
+            let committed = tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => return,
-                _ = sweep.tick() => {
+                _ = sweep.tick() => None,
+                committed = feed.recv() => Some(committed),
+            };
+            match committed {
+                None => {
                     let now_ms = unix_ms();
                     self.clone().off_thread(move |exchange| exchange.sweep(now_ms)).await;
                 }
-                committed = feed.recv() => match committed {
-                    Ok(committed) => {
-                        let of_us = |register: &Register| matches!(
-                            register.table,
-                            Table::Indicator | Table::Bundle | Table::Takedown | Table::Profile
-                        );
-                        if committed.registers.iter().any(of_us) {
-                            self.clone().off_thread(move |exchange| {
-                                for register in committed.registers.iter().filter(|r| of_us(r)) {
-                                    exchange.apply(register);
-                                    exchange.followed(register)?;
-                                }
-                                Ok(())
-                            }).await;
+                Some(Ok(committed)) if committed.registers.iter().any(concerns_us) => {
+                    let take_in = move |exchange: &Self| {
+                        for register in committed.registers.iter().filter(|r| concerns_us(r)) {
+                            exchange.apply(register);
+                            exchange.followed(register)?;
                         }
-                    }
-                    Err(broadcast::error::RecvError::Lagged(_)) => {
-                        self.clone().off_thread(|exchange| exchange.restore()).await;
-                    }
-                    Err(broadcast::error::RecvError::Closed) => return,
+                        Ok(())
+                    };
+                    self.clone().off_thread(take_in).await;
                 }
+                Some(Ok(_)) => {}
+                Some(Err(broadcast::error::RecvError::Lagged(_))) => {
+                    self.clone().off_thread(|exchange| exchange.restore()).await;
+                }
+                Some(Err(broadcast::error::RecvError::Closed)) => return,
             }
         }
     }
@@ -810,7 +808,7 @@ impl Exchange {
             .because(&refused.to_string())
             .detail(json!({ "via": via, "why": refused.label() }));
         // Nobody waits for it: a refusal changes nothing.
-        drop(self.store.commit(Batch { writes: Vec::new(), audit: vec![entry] }));
+        self.store.keep(Batch { writes: Vec::new(), audit: vec![entry] });
     }
 
     /// An operator's word: an indicator does not hold. One of our own is taken back and peers are
@@ -1003,7 +1001,7 @@ impl Exchange {
     /// Puts it into the audit that bundles were given out.
     pub fn exported(&self, actor: Actor, detail: Value) {
         let entry = Draft::new(actor, Act::IndicatorsExported).detail(detail);
-        drop(self.store.commit(Batch { writes: Vec::new(), audit: vec![entry] }));
+        self.store.keep(Batch { writes: Vec::new(), audit: vec![entry] });
     }
 
     /// Told whenever what is told to peers has changed.
@@ -1032,6 +1030,11 @@ impl Exchange {
         }
         self.commit(Batch { writes, audit: Vec::new() })
     }
+}
+
+fn concerns_us(register: &Register) -> bool {
+    let tables = [Table::Indicator, Table::Bundle, Table::Takedown, Table::Profile];
+    tables.contains(&register.table)
 }
 
 /// Why an indicator cannot be revoked.
@@ -1140,5 +1143,373 @@ impl<'e> Plan<'e> {
 
     fn finish(self) -> (Vec<Write>, Taken) {
         (self.writes, self.taken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::audit::{Entry, Query};
+    use crate::config::Peer;
+    use crate::ioc::sign::tests::{PRIVATE, PUBLIC};
+    use crate::ioc::sign::{SigningKey, VerifyKey};
+    use crate::judge::tests::observation;
+    use crate::outgoing::Trust;
+
+    const SECRET: [u8; 32] = [7; 32];
+
+    fn peer(name: &str, verify: Vec<VerifyKey>, weight: f64) -> Peer {
+        Peer {
+            name: name.into(),
+            url: None,
+            token: None,
+            verify,
+            weight,
+            push: false,
+            pull: None,
+            trust: Trust::default(),
+        }
+    }
+
+    fn config(provider: &str, signing: Vec<SigningKey>, peers: Vec<Peer>) -> Option<Arc<Ioc>> {
+        Some(Arc::new(Ioc {
+            provider: provider.into(),
+            signing,
+            exchange_key: Some(vec![9; 32].into()),
+            own_networks: vec!["198.51.100.0/24".parse().unwrap()],
+            lifetime_ms: LIFETIME_MS,
+            operator_weight: 0.5,
+            peers,
+        }))
+    }
+
+    fn exchange(config: Option<Arc<Ioc>>) -> Arc<Exchange> {
+        let store = Store::in_memory("gw").unwrap();
+        Exchange::new(config, store, Arc::new(Metrics::new().unwrap())).unwrap()
+    }
+
+    /// `a` tells, `b` takes in, by either kind of key.
+    fn pairs() -> [(Arc<Exchange>, Arc<Exchange>); 2] {
+        let pair = |sign: SigningKey, verify: VerifyKey| {
+            let a = exchange(config("lab-a", vec![sign], Vec::new()));
+            let b = config(
+                "lab-b",
+                vec![SigningKey::hmac(&[8; 32])],
+                vec![peer("lab-a", vec![verify], 0.5)],
+            );
+            (a, exchange(b))
+        };
+        let ed25519 = (SigningKey::ed25519(PRIVATE).unwrap(), VerifyKey::ed25519(PUBLIC).unwrap());
+        [pair(SigningKey::hmac(&SECRET), VerifyKey::hmac(&SECRET)), pair(ed25519.0, ed25519.1)]
+    }
+
+    fn content(confidence: f64) -> Bundle {
+        Bundle {
+            confidence,
+            first_seen_ms: unix_ms() - 9_000,
+            last_seen_ms: unix_ms() - 1_000,
+            ips: ["203.0.113.9".to_owned(), "198.51.100.3".to_owned()].into(),
+            subnets: ["203.0.113.0/24".to_owned()].into(),
+            ja3: ["3".repeat(32)].into(),
+            payment_hashes: ["00000000000000aa".to_owned()].into(),
+            watermark_tokens: ["zw:0a1b2c".to_owned()].into(),
+            accounts: ["0123456789abcdef".to_owned()].into(),
+            ..Bundle::default()
+        }
+    }
+
+    /// Has a takedown committed as the enforcer does.
+    fn take_down(exchange: &Exchange, cluster: &str, status: Status, confidence: f64) {
+        let takedown = Takedown {
+            cluster: cluster.to_owned(),
+            status,
+            by: Actor::System,
+            reason: String::new(),
+            at_ms: unix_ms(),
+            until_ms: unix_ms() + 1_000_000,
+            trigger: AccountId::new("acct-1"),
+            policy: "p".into(),
+            suspended: vec![AccountId::new("acct-1"), AccountId::new("acct-2")],
+            left_out: Vec::new(),
+            indicators: content(confidence),
+        };
+        let write = Write::put(Table::Takedown, cluster, &takedown);
+        let committed =
+            exchange.store.commit(Batch { writes: vec![write], audit: Vec::new() }).wait().unwrap();
+        exchange.followed(&committed.registers[0]).unwrap();
+    }
+
+    fn block<T>(future: impl Future<Output = T>) -> T {
+        futures::executor::block_on(future)
+    }
+
+    fn listed(exchange: &Exchange) -> Vec<Listed> {
+        exchange.list(&Wanted { limit: 100, ..Wanted::default() }).indicators
+    }
+
+    fn audit(exchange: &Exchange, act: Act) -> Vec<Entry> {
+        let query = Query { limit: 1_000, ..Query::default() };
+        let all = exchange.store.audit(&query).unwrap().into_iter();
+        all.map(|entry| entry.entry().unwrap()).filter(|entry| entry.act == act).collect()
+    }
+
+    fn sealed(exchange: &Exchange, issuer: &str, issued_ms: u64, content: Bundle) -> Vec<u8> {
+        let bundle = IocBundle::new(issuer, issued_ms, content, BTreeSet::new());
+        sign::seal(&bundle.text(), &exchange.config().unwrap().signing).into_bytes()
+    }
+
+    #[test]
+    fn what_one_provider_takes_down_the_other_sees_until_it_is_undone() {
+        for (a, b) in pairs() {
+            take_down(&a, "00000000000000c1", Status::Active, 0.9);
+            let told = a.export(None);
+            assert_eq!(told.len(), 1);
+            let taken = block(b.import(told[0].envelope.as_bytes(), "push")).unwrap();
+            // Two accounts; of the addresses not the provider's own; no payment instrument was told.
+            assert_eq!((taken.taken, taken.revoked, taken.skipped.len()), (6, 0, 0));
+            assert_eq!(taken.source, "peer/lab-a");
+            assert!(listed(&b).iter().all(|held| {
+                held.source == "peer/lab-a".into() && (0.44..=0.45).contains(&held.weight)
+            }));
+            let mut asked = observation("x", 1, "Hello");
+            asked.ip = "203.0.113.9".parse().unwrap();
+            let kinds: Vec<Kind> = b.lookup(&asked).iter().map(|hit| hit.kind).collect();
+            assert_eq!(kinds, [Kind::Ip, Kind::Subnet]);
+            assert_eq!(audit(&b, Act::IndicatorsImported).len(), 1);
+            assert!(matches!(
+                block(b.import(told[0].envelope.as_bytes(), "push")),
+                Err(Refused::Replay)
+            ));
+            // Nothing new until something changes.
+            assert!(a.export(Some(&told[0].cursor)).is_empty());
+            std::thread::sleep(Duration::from_millis(3));
+            take_down(&a, "00000000000000c1", Status::Undone, 0.9);
+            let told_back = a.export(Some(&told[0].cursor));
+            assert_eq!(told_back.len(), 1, "what does not hold any more is told");
+            let taken = block(b.import(told_back[0].envelope.as_bytes(), "push")).unwrap();
+            assert_eq!((taken.taken, taken.revoked), (0, 6));
+            assert!(listed(&b).is_empty() && b.lookup(&asked).is_empty());
+            assert_eq!(audit(&a, Act::IndicatorRevoked).len(), 1);
+        }
+    }
+
+    #[test]
+    fn what_two_takedowns_tell_holds_while_one_does() {
+        let [(a, _), _] = pairs();
+        take_down(&a, "00000000000000c1", Status::Active, 0.9);
+        take_down(&a, "00000000000000c2", Status::Active, 0.8);
+        assert_eq!(a.export(None).len(), 2);
+        take_down(&a, "00000000000000c1", Status::Undone, 0.9);
+        let bundles = a.bundles("lab-a", unix_ms());
+        assert_eq!(bundles.len(), 1);
+        assert!(bundles[0].revoked.is_empty() && bundles[0].content.confidence == 0.8);
+    }
+
+    #[test]
+    fn what_is_not_sure_enough_is_neither_told_nor_taken_in() {
+        let [(a, b), _] = pairs();
+        take_down(&a, "00000000000000c1", Status::Active, 0.69);
+        take_down(&a, "00000000000000c2", Status::Waiting, 0.9);
+        take_down(&a, "00000000000000c3", Status::Shadow, 0.9);
+        assert!(a.export(None).is_empty() && listed(&a).is_empty());
+        let unsure = sealed(&a, "lab-a", unix_ms(), content(0.69));
+        assert!(matches!(block(b.import(&unsure, "push")), Err(Refused::Confidence)));
+    }
+
+    #[test]
+    fn every_refusal_has_its_reason_and_is_in_the_audit() {
+        let [(a, b), _] = pairs();
+        let now_ms = unix_ms();
+        let good = sealed(&a, "lab-a", now_ms, content(0.9));
+        let changed =
+            String::from_utf8(good.clone()).unwrap().replace("\"sig\":\"", "\"sig\":\"AAAA");
+        let stranger = exchange(config("lab-a", vec![SigningKey::hmac(&[1; 32])], Vec::new()));
+        let mut late = content(0.9);
+        late.last_seen_ms = now_ms + SKEW_MS + 60_000;
+        let no_bundle = sign::seal("{}", &a.config().unwrap().signing).into_bytes();
+        for (envelope, label) in [
+            (changed.into_bytes(), "signature"),
+            (sealed(&stranger, "lab-a", now_ms, content(0.9)), "unknown_key"),
+            (sealed(&a, "lab-c", now_ms, content(0.9)), "issuer"),
+            (sealed(&a, "lab-a", now_ms - FRESH_MS, content(0.9)), "stale"),
+            (sealed(&a, "lab-a", now_ms + SKEW_MS + 60_000, content(0.9)), "future"),
+            (sealed(&a, "lab-a", now_ms, late), "future"),
+            (sealed(&a, "lab-a", now_ms, content(f64::INFINITY)), "malformed"),
+            (sealed(&a, "lab-a", now_ms, content(1.01)), "confidence"),
+            (no_bundle, "malformed"),
+            (b"{}".to_vec(), "malformed"),
+            (vec![b' '; crate::limits::IOC_ENVELOPE_BYTES_MAX + 1], "oversize"),
+        ] {
+            let refused = block(b.import(&envelope, "push")).unwrap_err();
+            assert_eq!(refused.label(), label);
+            assert!(crate::metrics::IOC_OUTCOMES.contains(&label));
+            assert_eq!(b.metrics.ioc_bundles_received.with_label_values(&[label]).get().min(1), 1);
+        }
+        assert!(listed(&b).is_empty());
+        // In the order of the store's queue: a commit that was waited for comes after them.
+        b.store.commit(Batch::default()).wait().unwrap();
+        let why: Vec<Entry> = audit(&b, Act::IndicatorsRefused);
+        assert_eq!(why.len(), 11);
+        assert_eq!(why[0].actor, Actor::Peer("lab-a".to_owned()));
+        assert_eq!(why[1].actor, Actor::System, "nobody knows whose it is");
+        let unconfigured = exchange(None);
+        assert!(matches!(block(unconfigured.import(&good, "push")), Err(Refused::NotConfigured)));
+        assert!(block(b.import(&good, "push")).is_ok());
+    }
+
+    #[test]
+    fn values_that_hit_bystanders_are_skipped_with_a_reason() {
+        let [(a, b), _] = pairs();
+        let mut content = content(0.9);
+        content.ips.extend(["10.0.0.1".to_owned(), "not an address".to_owned()]);
+        let taken = block(b.import(&sealed(&a, "lab-a", unix_ms(), content), "push")).unwrap();
+        // 203.0.113.9, the network, the JA3, the token and the account.
+        assert_eq!(taken.taken, 5);
+        let skipped: Vec<(&str, usize)> =
+            taken.skipped.iter().map(|(why, count)| (why.as_str(), *count)).collect();
+        let expected = [
+            ("a network of the operator's own", 1),
+            ("an address that is nobody's on the internet", 1),
+            ("not a hash of 32 hex digits", 1),
+            ("not an address", 1),
+        ];
+        assert_eq!(skipped, expected);
+    }
+
+    #[test]
+    fn an_operators_word_stays_whatever_peers_say() {
+        let [(a, b), _] = pairs();
+        take_down(&a, "00000000000000c1", Status::Active, 0.9);
+        block(b.import(a.export(None)[0].envelope.as_bytes(), "push")).unwrap();
+        let drop_it = |exchange: &Exchange, source: &str| {
+            let actor = Actor::Operator("ada".to_owned());
+            block(exchange.revoke(source, Kind::Ip, "203.0.113.9", actor, "our own crawler"))
+        };
+        drop_it(&b, "peer/lab-a").unwrap();
+        assert!(matches!(drop_it(&b, "peer/lab-a"), Err(RevokeError::NotHeld)));
+        assert!(matches!(drop_it(&b, "peer/lab-z"), Err(RevokeError::NotHeld)));
+        let again = sealed(&a, "lab-a", unix_ms() + 1_000, content(0.95));
+        let taken = block(b.import(&again, "push")).unwrap();
+        assert_eq!(taken.skipped["an operator has dropped it here"], 1);
+        let held = listed(&b).into_iter().find(|held| held.indicator.kind == Kind::Ip).unwrap();
+        assert_eq!((held.weight, held.dropped.as_deref()), (0.0, Some("our own crawler")));
+        // One of our own is taken back, and peers are told, although its takedown goes on.
+        drop_it(&a, "own/00000000000000c1").unwrap();
+        take_down(&a, "00000000000000c1", Status::Active, 0.91);
+        let bundles = a.bundles("lab-a", unix_ms());
+        let revoked: Vec<_> = bundles.iter().flat_map(|bundle| &bundle.revoked).collect();
+        assert_eq!(revoked.len(), 1);
+        assert!(bundles.iter().all(|bundle| bundle.content.ips.is_empty()));
+        assert_eq!(audit(&a, Act::IndicatorRevoked)[0].reason, "our own crawler");
+    }
+
+    #[test]
+    fn an_older_bundle_does_not_bring_back_what_was_taken_back() {
+        let [(a, b), _] = pairs();
+        let now_ms = unix_ms();
+        let revoked = Revoked { kind: Kind::Ip, value: "203.0.113.9".to_owned() };
+        let nothing = Bundle { confidence: 1.0, ..Bundle::default() };
+        let back = IocBundle::new("lab-a", now_ms - 1_000, nothing, [revoked].into());
+        let back = sign::seal(&back.text(), &a.config().unwrap().signing);
+        block(b.import(back.as_bytes(), "push")).unwrap();
+        let older = sealed(&a, "lab-a", now_ms - 2_000, content(0.9));
+        let taken = block(b.import(&older, "push")).unwrap();
+        assert_eq!(taken.skipped["its source has taken it back since"], 1);
+        let newer = sealed(&a, "lab-a", now_ms, content(0.9));
+        assert!(block(b.import(&newer, "push")).unwrap().skipped.len() < taken.skipped.len());
+    }
+
+    #[test]
+    fn all_of_it_is_there_after_a_restart() {
+        let [(a, b), _] = pairs();
+        take_down(&a, "00000000000000c1", Status::Active, 0.9);
+        let told = a.export(None);
+        block(b.import(told[0].envelope.as_bytes(), "push")).unwrap();
+        for before in [&a, &b] {
+            let metrics = Arc::new(Metrics::new().unwrap());
+            let after =
+                Exchange::new(before.config.clone(), before.store.clone(), metrics).unwrap();
+            let same = |exchange: &Exchange| {
+                let all = listed(exchange).into_iter();
+                all.map(|held| (held.source, held.indicator, held.told_ms)).collect::<Vec<_>>()
+            };
+            assert_eq!(same(&after), same(before));
+            assert!(after.metrics.ioc_held.get() > 0);
+        }
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let after = Exchange::new(b.config.clone(), b.store.clone(), metrics).unwrap();
+        let again = block(after.import(told[0].envelope.as_bytes(), "push"));
+        assert!(matches!(again, Err(Refused::Replay)), "{again:?}");
+    }
+
+    #[test]
+    fn what_has_expired_is_let_go() {
+        let [(a, b), _] = pairs();
+        take_down(&a, "00000000000000c1", Status::Active, 0.9);
+        block(b.import(a.export(None)[0].envelope.as_bytes(), "push")).unwrap();
+        b.sweep(unix_ms() + FRESH_MS + SKEW_MS + 1_000).unwrap();
+        assert!(b.held.lock().bundles.is_empty() && !listed(&b).is_empty());
+        b.sweep(unix_ms() + LIFETIME_MS).unwrap();
+        assert!(listed(&b).is_empty());
+        assert_eq!(b.metrics.ioc_held.get(), 0);
+    }
+
+    #[test]
+    fn one_peer_does_not_take_the_room_of_all() {
+        let [(a, b), _] = pairs();
+        let many = |from: usize| {
+            let ips = (from..from + IOC_VALUES_MAX)
+                .map(|n| format!("20.{}.{}.{}", n >> 16, n >> 8 & 255, n & 255));
+            Bundle {
+                ips: ips.collect(),
+                confidence: 0.9,
+                last_seen_ms: unix_ms(),
+                ..Bundle::default()
+            }
+        };
+        let mut full = 0;
+        for round in 0..=INDICATORS_SOURCE_MAX / IOC_VALUES_MAX {
+            let envelope = sealed(&a, "lab-a", unix_ms(), many(round * IOC_VALUES_MAX));
+            let taken = block(b.import(&envelope, "push")).unwrap();
+            full += taken.skipped.values().sum::<usize>();
+        }
+        assert_eq!((full, b.metrics.ioc_held.get()), (IOC_VALUES_MAX, 25_000));
+    }
+
+    #[test]
+    fn stix_is_an_operators_word() {
+        let [(a, b), _] = pairs();
+        take_down(&a, "00000000000000c1", Status::Active, 0.9);
+        let stix = a.export_stix().to_string();
+        let actor = Actor::Operator("ada".to_owned());
+        let (taken, skipped) =
+            block(b.import_stix(stix.as_bytes(), "feed", 0.7, actor, "trusted feed")).unwrap();
+        assert_eq!((taken.taken, skipped.len(), &*taken.source), (6, 0, "operator/feed"));
+        assert!(listed(&b).iter().all(|held| (0.44..=0.45).contains(&held.weight)));
+        assert_eq!(audit(&b, Act::IndicatorsImported)[0].reason, "trusted feed");
+    }
+
+    #[test]
+    fn lists_go_on_where_they_ended() {
+        let [(a, _), _] = pairs();
+        take_down(&a, "00000000000000c1", Status::Active, 0.9);
+        let all = listed(&a);
+        let mut wanted = Wanted { limit: 2, ..Wanted::default() };
+        let mut found = Vec::new();
+        loop {
+            let page = a.list(&wanted);
+            found.extend(page.indicators);
+            wanted.after = page.next;
+            if wanted.after.is_none() {
+                break;
+            }
+        }
+        assert_eq!(found, all);
+        let ips = Wanted { kind: Some(Kind::Ip), source: "own/".to_owned(), limit: 9, after: None };
+        assert_eq!(a.list(&ips).indicators.len(), 1);
+        let peers = Wanted { source: "peer/".to_owned(), limit: 9, ..Wanted::default() };
+        assert!(a.list(&peers).indicators.is_empty());
     }
 }

@@ -30,6 +30,7 @@ use crate::enforce::Enforcer;
 use crate::enforce::marks::{self, Marks};
 use crate::exchanges::{ExchangeLog, Recorder, TextKey};
 use crate::gateway::Gateway;
+use crate::ioc::{self, Exchange};
 use crate::judge::Judge;
 use crate::limits::POLICY_FILE_INTERVAL;
 use crate::listener::ListenerApp;
@@ -119,7 +120,10 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
     }
     let jwks = namer.key_source().cloned();
     let store = open_store(&config)?;
+    let indicators = Exchange::new(config.ioc.clone(), store.clone(), metrics.clone());
+    let indicators = indicators.map_err(|error| error.to_string())?;
     let enforcer = enforcer(&config, store, &metrics)?;
+    enforcer.look_up_in(indicators.clone());
     let exchanges = Arc::new(exchanges);
     let gateway = Gateway::new(config, pools, namer, metrics.clone(), exchanges, enforcer.clone());
     let gateway = Arc::new(gateway);
@@ -152,6 +156,8 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
     server.add_service(background_service("certificates", watched));
     let policies = Policies { enforcer: enforcer.clone() };
     server.add_service(background_service("policy", policies));
+    let indicators_service = Indicators { exchange: indicators.clone() };
+    server.add_service(background_service("indicators", indicators_service));
     let networks = Networks { store: config.networks.clone() };
     server.add_service(background_service("networks", networks));
     let for_readiness = gateway.clone();
@@ -330,6 +336,19 @@ impl BackgroundService for Policies {
             });
             let _ = read.await;
         }
+    }
+}
+
+/// Follows what is told of indicators, and tells peers.
+struct Indicators {
+    exchange: Arc<Exchange>,
+}
+
+#[async_trait]
+impl BackgroundService for Indicators {
+    async fn start(&self, shutdown: ShutdownWatch) {
+        let follow = self.exchange.clone().follow(shutdown.clone());
+        tokio::join!(follow, ioc::peers::run(self.exchange.clone(), shutdown));
     }
 }
 

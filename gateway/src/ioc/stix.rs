@@ -8,7 +8,6 @@
 //! Sources: STIX 2.1 (OASIS standard), sections 4.5 (grouping), 4.6 (identity), 4.7 (indicator),
 //! 9 (patterning); RFC 9562, section 5.8 (UUIDs of our own making).
 
-
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Value, json};
