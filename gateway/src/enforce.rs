@@ -987,7 +987,7 @@ mod tests {
             let waits = done.clone();
             let holds = std::thread::spawn(move || {
                 held.judge.account(&AccountId::new("b"), |_| ());
-                held.judge.hold(|| {
+                held.judge.while_held(|| {
                     waits.wait();
                     waits.wait();
                 });

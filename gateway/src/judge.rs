@@ -14,6 +14,7 @@ use detectors::facts::Facts;
 use detectors::keyed::Key;
 use detectors::policy::Policy;
 use detectors::seen::{Answered, Arrived, Pending};
+use detectors::tier::Tier;
 use detectors::{AccountId, Event, Observation};
 use parking_lot::Mutex;
 
@@ -94,6 +95,18 @@ impl Judge {
         engine.map(|mut engine| engine.observe(event)).is_some()
     }
 
+    /// Takes in a tier that was judged elsewhere.
+    pub fn hold(
+        &self,
+        account: &AccountId,
+        tier: Tier,
+        suspicion: f64,
+        at_ms: u64,
+        cluster: Option<u64>,
+    ) {
+        self.engine.lock().hold(account, tier, suspicion, at_ms, cluster);
+    }
+
     /// Judges by another policy from now on.
     pub fn set_policy(&self, policy: Arc<Policy>) {
         self.engine.lock().set_policy(policy);
@@ -144,7 +157,7 @@ impl Judge {
 
     /// Keeps the engine from everybody else while `run` runs.
     #[cfg(test)]
-    pub(crate) fn hold(&self, run: impl FnOnce()) {
+    pub(crate) fn while_held(&self, run: impl FnOnce()) {
         let _engine = self.engine.lock();
         run();
     }

@@ -288,6 +288,7 @@ impl Enforcer {
         match word {
             Some(word) => {
                 let label = label_of(&word);
+                self.judge.hold(account, word.tier, word.suspicion, word.at_ms, label);
                 standing.told(word.tier, word.suspicion, label, word.changes);
             }
             None => standing.told(Tier::None, 0.0, None, Vec::new()),
