@@ -812,7 +812,8 @@ impl Exchange {
     }
 
     /// An operator's word: an indicator does not hold. One of our own is taken back and peers are
-    /// told; one of another's is dropped here, whatever they say of it later.
+    /// told; one of another's is dropped here, whatever they say of it later. Returns its value as it
+    /// is held.
     ///
     /// # Errors
     /// When it is not held, or cannot be written.
@@ -823,7 +824,7 @@ impl Exchange {
         value: &str,
         actor: Actor,
         reason: &str,
-    ) -> Result<(), RevokeError> {
+    ) -> Result<String, RevokeError> {
         // As it is held, where it can be read; what was held under older rules as it stands.
         let value = Indicator::read(kind, value, &[]).map_or(value.to_owned(), |read| read.value);
         let key = Key { source: source.into(), indicator: Indicator { kind, value } };
@@ -839,7 +840,7 @@ impl Exchange {
         let writes = vec![Write::put(Table::Indicator, key.text(), &record)];
         let committed = self.store.commit(Batch::told(writes, entry)).durable().await?;
         committed.registers.iter().for_each(|register| self.apply(register));
-        Ok(())
+        Ok(key.indicator.value)
     }
 
     /// Everything that is held, in order of source, kind and value.
@@ -999,8 +1000,10 @@ impl Exchange {
     }
 
     /// Puts it into the audit that bundles were given out.
-    pub fn exported(&self, actor: Actor, detail: Value) {
-        let entry = Draft::new(actor, Act::IndicatorsExported).detail(detail);
+    pub fn exported(&self, to: &str, format: &str, count: usize) {
+        let detail = json!({ "to": to, "format": format, "count": count });
+        let entry = Draft::new(Actor::Operator(to.to_owned()), Act::IndicatorsExported);
+        let entry = entry.detail(detail);
         self.store.keep(Batch { writes: Vec::new(), audit: vec![entry] });
     }
 
