@@ -214,8 +214,58 @@ pub struct OrganisationHeader {
 pub struct Admin {
     /// Address to bind.
     pub address: SocketAddr,
-    /// Bearer token.
-    pub token: Secret,
+    /// Who may ask; never empty, names and secrets differ.
+    pub tokens: Vec<AdminToken>,
+    /// TLS; `None` is plain text.
+    pub tls: Option<ListenerTls>,
+}
+
+/// A bearer token of the admin endpoint.
+#[derive(Clone, Debug)]
+pub struct AdminToken {
+    /// Its name, which the audit tells.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// The token.
+    pub secret: Secret,
+}
+
+impl AdminToken {
+    /// The token that may do everything.
+    #[must_use]
+    pub fn admin(secret: Secret) -> Self {
+        Self { name: Role::Admin.name().to_owned(), role: Role::Admin, secret }
+    }
+}
+
+/// What a token may do; each role may do what the ones before it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Exchange signed bundles of indicators, as another provider.
+    Peer,
+    /// Look.
+    Viewer,
+    /// Decide on accounts and clusters, and tell what is known of them.
+    Operator,
+    /// Change the gateway itself.
+    Admin,
+}
+
+impl Role {
+    /// Every role, the least first.
+    pub const ALL: [Self; 4] = [Self::Peer, Self::Viewer, Self::Operator, Self::Admin];
+
+    /// Its name in the configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Peer => "peer",
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        }
+    }
 }
 
 /// Where what must last is kept.

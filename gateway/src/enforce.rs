@@ -24,7 +24,7 @@ use detectors::finding::Finding;
 use detectors::policy::{Action, Actions, Asked, Policy, WhenLate};
 use detectors::seen::Answered;
 use detectors::tier::Tier;
-use detectors::watermark::{Candidate, Layers};
+use detectors::watermark::{Candidate, Layers, Report};
 use detectors::{AccountId, Answer, Conversation, Event, Observation, OrganisationId, Profile};
 use moka::sync::Cache;
 use parking_lot::Mutex;
@@ -499,6 +499,17 @@ impl Enforcer {
     #[must_use]
     pub fn marked(&self) -> Vec<Candidate> {
         self.marks.candidates()
+    }
+
+    /// Whose marks a text carries; see [`Marks::verify`].
+    #[must_use]
+    pub fn verify(
+        &self,
+        text: &str,
+        prompt: Option<&str>,
+        candidates_max: usize,
+    ) -> (Report, usize) {
+        self.marks.verify(text, prompt, candidates_max)
     }
 
     /// Looks for what was served to others in a prompt; returns to whom.

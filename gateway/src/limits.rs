@@ -272,8 +272,71 @@ pub const ADMIN_HEADER_BYTES_MAX: usize = 16 * 1024;
 /// Request body.
 pub const ADMIN_BODY_BYTES_MAX: u64 = 64 * 1024;
 
-/// Exchanges in one answer.
-pub const ADMIN_EXCHANGES_MAX: usize = 1000;
+/// Things listed in one answer: exchanges, accounts, overrides, audit entries.
+pub const ADMIN_LIST_MAX: usize = 1000;
+
+/// Tokens of the configuration.
+pub const ADMIN_TOKENS_MAX: usize = 64;
+
+/// Requests a second of one token, in the long run.
+pub const ADMIN_REQUESTS_PER_SECOND: f64 = 200.0;
+
+/// Requests of one token at once.
+pub const ADMIN_REQUESTS_BURST: f64 = 1_000.0;
+
+/// Requests a second of one address without a token that is known, in the long run.
+pub const ADMIN_STRANGERS_PER_SECOND: f64 = 0.5;
+
+/// Such requests at once.
+pub const ADMIN_STRANGERS_BURST: f64 = 20.0;
+
+/// Addresses whose failed attempts are counted; beyond, those that came least are forgotten.
+pub const ADMIN_STRANGERS_MAX: u64 = 8_192;
+
+/// Time after which an address's failed attempts are forgotten: longer than the burst takes to fill.
+pub const ADMIN_STRANGERS_IDLE: Duration = Duration::from_secs(120);
+
+/// Answers that stream for long, and bodies that do, at once.
+pub const ADMIN_STREAMS_MAX: usize = 16;
+
+/// Time between signs of life of an event stream.
+pub const ADMIN_HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// Audit entries that are read from the store at once.
+pub const ADMIN_AUDIT_CHUNK: usize = 512;
+
+/// Audit entries that one query looks through.
+pub const ADMIN_AUDIT_SCAN_MAX: usize = 20_000;
+
+/// Accounts that one query looks through.
+pub const ADMIN_ACCOUNTS_SCAN_MAX: usize = 20_000;
+
+/// Members of a cluster that are shown.
+pub const ADMIN_MEMBERS_MAX: usize = 200;
+
+/// Text whose marks are looked for, and text of a policy that is checked.
+pub const ADMIN_TEXT_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Candidates against whom a text is tested at once, the ones marked last.
+pub const ADMIN_CANDIDATES_MAX: usize = 20_000;
+
+/// Profiles sent at once.
+pub const ADMIN_PROFILES_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Lines of profiles sent at once.
+pub const ADMIN_PROFILES_LINES_MAX: u64 = 100_000;
+
+/// Bytes of one such line.
+pub const ADMIN_PROFILE_LINE_BYTES_MAX: usize = 4 * 1024;
+
+/// Profiles that are taken together, or not at all.
+pub const ADMIN_PROFILES_BATCH: usize = 500;
+
+/// Faults that are told of one request.
+pub const ADMIN_FAULTS_MAX: usize = 100;
+
+/// Models whose release is known.
+pub const ADMIN_MODELS_MAX: usize = 1_000;
 
 // wire/rewrite.rs
 /// Texts of an answer that are told apart while it is rewritten; further ones are left as they are.

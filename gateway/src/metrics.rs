@@ -65,6 +65,8 @@ pub const IOC_OUTCOMES: &[&str] = &[
 ];
 /// `outcome` of telling a peer.
 pub const IOC_SENDINGS: &[&str] = &["delivered", "refused", "failed"];
+/// `reason` of a request refused at the admin endpoint.
+pub const ADMIN_REFUSALS: &[&str] = &["unauthorised", "role", "rate", "busy"];
 
 /// Seconds of work inside the process: microseconds, and what is far too long.
 const SHORT_BUCKETS_SECONDS: &[f64] =
@@ -167,6 +169,10 @@ pub struct Metrics {
     pub ioc_pulls_failed: IntCounterVec,
     /// Answers that went without marks because the marks could not be put on record in time.
     pub marks_unregistered: IntCounter,
+    /// Requests refused at the admin endpoint.
+    pub admin_refused: IntCounterVec,
+    /// Long answers and bodies at the admin endpoint that are under way.
+    pub admin_streams: IntGauge,
 }
 
 impl Metrics {
@@ -222,6 +228,8 @@ impl Metrics {
             ioc_bundles_sent: list.counters("ioc_bundles_sent_total", "Bundles of indicators that were sent to peers", &["peer", "outcome"])?,
             ioc_pulls_failed: list.counters("ioc_pulls_failed_total", "Questions to peers for bundles that failed", &["peer"])?,
             marks_unregistered: list.counter("marks_unregistered_total", "Answers without marks because these could not be put on record in time")?,
+            admin_refused: list.counters("admin_refused_total", "Requests refused at the admin endpoint", &["reason"])?,
+            admin_streams: list.gauge("admin_streams", "Long answers and bodies at the admin endpoint under way")?,
             registry: list.0,
         };
         metrics.start_at_zero();
@@ -252,6 +260,7 @@ impl Metrics {
             (&self.judgements_shed, SHED_PARTS),
             (&self.marks_recognised, MARK_LAYERS),
             (&self.ioc_bundles_received, IOC_OUTCOMES),
+            (&self.admin_refused, ADMIN_REFUSALS),
         ] {
             for value in values {
                 counters.with_label_values(&[value]).inc_by(0);

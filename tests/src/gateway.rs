@@ -88,6 +88,12 @@ impl Gateway {
         self.plain
     }
 
+    /// Address of the admin endpoint.
+    #[must_use]
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
+    }
+
     /// Address of a further listener, in the order in which they were added.
     #[must_use]
     pub fn further_address(&self, index: usize) -> SocketAddr {

@@ -82,7 +82,11 @@ fn a_live_campaign_climbs_the_tiers_and_customers_stay_where_they_are() {
         assert!(!harvests || (taken("pace") && taken("refuse")), "{}", live[id]);
     }
     assert!(live.values().any(|explained| explained["suspended"]["cluster"] == *cluster));
-    assert_eq!(gateway.admin_do("DELETE", &path, "").status, 200, "it is taken back");
+    assert_eq!(
+        gateway.admin_do("DELETE", &format!("{path}?reason=wrong"), "").status,
+        200,
+        "it is taken back"
+    );
     for id in accounts.keys() {
         let explained = gateway.admin(&format!("/v1/accounts/{id}")).json();
         assert!(explained["suspended"].is_null(), "{explained}");

@@ -177,9 +177,7 @@ fn a_takedown_is_pulled_by_ed25519_and_is_stix_for_everybody_else() {
     );
     let b = lab_b(&provider_b, &key).start();
     let indicators = await_told(&b);
-    wait_for("a bundle that can be handed in again", PATIENCE, || {
-        exported(&a).first().cloned()
-    });
+    wait_for("a bundle that can be handed in again", PATIENCE, || exported(&a).first().cloned());
     for envelope in exported(&a) {
         let (status, why) = import(&b, &envelope.to_string());
         assert_eq!(status, 409, "{why}");

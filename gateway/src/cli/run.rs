@@ -152,8 +152,6 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
         service.add_tcp(&address);
         server.add_service(service);
     }
-    let watched = Certificates { stores: certificates, metrics: metrics.clone() };
-    server.add_service(background_service("certificates", watched));
     let policies = Policies { enforcer: enforcer.clone() };
     server.add_service(background_service("policy", policies));
     let indicators_service = Indicators { exchange: indicators.clone() };
@@ -162,16 +160,28 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
     server.add_service(background_service("networks", networks));
     let for_readiness = gateway.clone();
     let admin = AdminState::new(
-        metrics,
+        metrics.clone(),
         gateway.exchanges.clone(),
         enforcer,
-        &config.admin.token,
+        &config.admin.tokens,
+        derived(&config.identity.key, b"stillgate payments"),
         move || for_readiness.readiness(),
     );
-    let mut service = Service::new("admin".to_owned(), AdminApp::new(admin));
+    let admin_tls = match &config.admin.tls {
+        None => None,
+        Some(tls) => {
+            let store =
+                CertificateStore::load(&tls.certificates).map_err(|error| error.to_string())?;
+            certificates.push(store.clone());
+            Some(server_config(tls, store, false).map_err(|error| error.to_string())?)
+        }
+    };
+    let mut service = Service::new("admin".to_owned(), AdminApp::new(admin, admin_tls));
     service.add_tcp(&config.admin.address.to_string());
     service.threads = Some(1);
     server.add_service(service);
+    let watched = Certificates { stores: certificates, metrics: metrics.clone() };
+    server.add_service(background_service("certificates", watched));
     let pid_file = config.server.pid_file.clone();
     let last = Arc::new(LastThings { pid_file, folder: OnceLock::new() });
     server.add_service(background_service("start", Start { gateway: gateway.clone() }));
@@ -214,7 +224,7 @@ fn open_store(config: &Config) -> Result<Arc<Store>, String> {
 }
 
 /// A key for one purpose, of which nothing tells the identity key's.
-fn derived(identity_key: &[u8], purpose: &[u8]) -> [u8; 32] {
+pub(crate) fn derived(identity_key: &[u8], purpose: &[u8]) -> [u8; 32] {
     let digest = Sha256::new().chain_update(purpose).chain_update([0]);
     digest.chain_update(identity_key).finalize().into()
 }

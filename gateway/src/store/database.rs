@@ -203,7 +203,7 @@ pub(super) fn commit(
     Ok(all)
 }
 
-fn last_link(connection: &Connection) -> Result<Option<(u64, String)>, StoreError> {
+pub(super) fn last_link(connection: &Connection) -> Result<Option<(u64, String)>, StoreError> {
     let mut last =
         connection.prepare_cached("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1")?;
     Ok(last.query_row([], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
@@ -231,6 +231,21 @@ pub(super) fn scan(connection: &Connection, table: Table) -> Result<Vec<Register
         "SELECT key, at_ms, by, value FROM registers WHERE kind = ?1 ORDER BY key",
     )?;
     let found = all.query_map([table as u8], |row| register(row, table))?;
+    Ok(found.collect::<Result<_, _>>()?)
+}
+
+pub(super) fn scan_after(
+    connection: &Connection,
+    table: Table,
+    after: &str,
+    limit: usize,
+) -> Result<Vec<Register>, StoreError> {
+    let mut some = connection.prepare_cached(
+        "SELECT key, at_ms, by, value FROM registers WHERE kind = ?1 AND key > ?2
+         ORDER BY key LIMIT ?3",
+    )?;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let found = some.query_map(params![table as u8, after, limit], |row| register(row, table))?;
     Ok(found.collect::<Result<_, _>>()?)
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::{Item, Section, admin_token, check_name, identity_key, read_bounded};
-use crate::config::{Ioc, Peer};
+use super::{Item, Section, check_name, identity_key, read_bounded};
+use crate::config::{Ioc, Peer, Secret};
 use crate::ioc::sign::{SigningKey, VerifyKey};
 use crate::limits::IOC_PEERS_MAX;
 use crate::outgoing::{Trust, Url};
@@ -127,7 +127,7 @@ fn read_peer(
     let token = if asked || table.has("token_file") || table.has("token_env") {
         let how = "the token that the peer's operators gave you";
         let read = table.secret("token_file", "token_env", how);
-        read.and_then(|(item, bytes)| item.checked(admin_token(&bytes, false)))
+        read.and_then(|(item, bytes)| item.checked(token(&bytes)))
     } else {
         None
     };
@@ -147,6 +147,15 @@ fn secret(table: &mut Section<'_, '_>, keys: (&'static str, &'static str)) -> Op
     }
     let (item, bytes) = table.secret(keys.0, keys.1, HMAC_HOW)?;
     item.checked(identity_key(&bytes))
+}
+
+/// What the peer's operators call a token is theirs to say.
+fn token(bytes: &[u8]) -> Result<Secret, String> {
+    let token = std::str::from_utf8(bytes).map(str::trim).unwrap_or_default();
+    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("must be one line of printable ASCII without spaces".to_owned());
+    }
+    Ok(Secret::new(token))
 }
 
 fn pem(item: &Item<'_, '_>) -> Option<Vec<u8>> {
