@@ -351,6 +351,7 @@ impl Exchange {
         for register in self.store.scan(Table::Takedown)? {
             self.followed(&register)?;
         }
+        self.index.refresh_search();
         self.find_payers()
     }
 
@@ -374,11 +375,14 @@ impl Exchange {
                 }
                 Some(Ok(committed)) if committed.registers.iter().any(concerns_us) => {
                     let take_in = move |exchange: &Self| {
+                        let mut payments = false;
                         for register in committed.registers.iter().filter(|r| concerns_us(r)) {
                             exchange.apply(register);
                             exchange.followed(register)?;
+                            payments |= is_foreign_payment(register);
                         }
-                        Ok(())
+                        // A payment hash that is new may be somebody's.
+                        if payments { exchange.find_payers() } else { Ok(()) }
                     };
                     self.clone().off_thread(take_in).await;
                 }
@@ -396,7 +400,12 @@ impl Exchange {
         self: Arc<Self>,
         run: impl FnOnce(&Self) -> Result<(), StoreError> + Send + 'static,
     ) {
-        match tokio::task::spawn_blocking(move || run(&self)).await {
+        let run = move || {
+            let done = run(&self);
+            self.index.refresh_search();
+            done
+        };
+        match tokio::task::spawn_blocking(run).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => warn!(%error, "indicators could not be brought up to date"),
             Err(_) => warn!("indicators could not be brought up to date"),
@@ -495,14 +504,6 @@ impl Exchange {
             Table::Profile => {
                 self.note_payer(register);
                 Ok(())
-            }
-            // A payment hash that is new may be somebody's.
-            Table::Indicator if register.value.is_some() => {
-                let key = Key::read(&register.key);
-                match key.filter(|key| key.indicator.kind == Kind::PaymentHash && !key.is_own()) {
-                    Some(_) => self.find_payers(),
-                    None => Ok(()),
-                }
             }
             _ => Ok(()),
         }
@@ -1033,6 +1034,11 @@ impl Exchange {
         }
         self.commit(Batch { writes, audit: Vec::new() })
     }
+}
+
+fn is_foreign_payment(register: &Register) -> bool {
+    let key = Key::read(&register.key).filter(|_| register.table == Table::Indicator);
+    key.is_some_and(|key| key.indicator.kind == Kind::PaymentHash && !key.is_own())
 }
 
 fn concerns_us(register: &Register) -> bool {

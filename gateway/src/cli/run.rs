@@ -164,7 +164,7 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
         gateway.exchanges.clone(),
         enforcer,
         &config.admin.tokens,
-        derived(&config.identity.key, b"stillgate payments"),
+        payment_key(config),
         move || for_readiness.readiness(),
     );
     let admin_tls = match &config.admin.tls {
@@ -227,6 +227,13 @@ fn open_store(config: &Config) -> Result<Arc<Store>, String> {
 pub(crate) fn derived(identity_key: &[u8], purpose: &[u8]) -> [u8; 32] {
     let digest = Sha256::new().chain_update(purpose).chain_update([0]);
     digest.chain_update(identity_key).finalize().into()
+}
+
+/// The key of what is kept of payment instruments. Where peers share a key it comes from that, so
+/// that what is told of one instrument is the same at each of them.
+fn payment_key(config: &Config) -> [u8; 32] {
+    let shared = config.ioc.as_ref().and_then(|ioc| ioc.exchange_key.as_deref());
+    derived(shared.unwrap_or(&config.identity.key), b"stillgate payments")
 }
 
 /// The key of the engine's hashes: derived, so that no hash in it is a pseudonym's or a trace's.

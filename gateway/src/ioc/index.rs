@@ -2,15 +2,18 @@
 //!
 //! A lookup takes the lock for reading once and asks a table for each thing that a request shows;
 //! of networks, one for each width that is held. Nothing is allocated unless something is found.
+//! Canaries that others have served are searched for in what the caller says, in one pass.
 //! What is found has a weight: how much the operator trusts the source, times how sure the source
 //! is, halved with each week since the value was last seen. A hit is evidence for detectors and
 //! does nothing by itself.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use detectors::{AccountId, HttpCapture, Observation, TlsCapture};
+use detectors::watermark::CanarySearch;
+use detectors::{AccountId, Conversation, HttpCapture, Observation, Role, TlsCapture};
 use ipnet::IpNet;
 use parking_lot::RwLock;
 
@@ -48,7 +51,17 @@ pub struct Sighting {
 #[derive(Debug)]
 pub struct Index {
     tables: RwLock<Tables>,
+    search: RwLock<Option<Arc<Search>>>,
+    /// The tokens are not those that are searched for.
+    unsearched: AtomicBool,
     lifetime_ms: u64,
+}
+
+/// The search for tokens.
+#[derive(Debug)]
+struct Search {
+    find: CanarySearch,
+    tokens: Vec<Box<str>>,
 }
 
 #[derive(Debug, Default)]
@@ -66,12 +79,19 @@ impl Index {
     /// Nothing yet; what was last seen longer ago than `lifetime_ms` is not found.
     #[must_use]
     pub fn new(lifetime_ms: u64) -> Self {
-        Self { tables: RwLock::default(), lifetime_ms }
+        Self {
+            tables: RwLock::default(),
+            search: RwLock::default(),
+            unsearched: AtomicBool::new(false),
+            lifetime_ms,
+        }
     }
 
     /// What is told of a request.
     #[must_use]
     pub fn lookup(&self, observation: &Observation, now_ms: u64) -> Vec<Hit> {
+        let search = self.search.read().clone();
+        let said = search.as_ref().map(|search| search.tokens_in(&observation.conversation));
         let tables = self.tables.read();
         let mut found = Found { hits: Vec::new(), now_ms, lifetime_ms: self.lifetime_ms };
         let ip = observation.ip.to_canonical();
@@ -100,6 +120,9 @@ impl Index {
         {
             text(Kind::PaymentHash, payment);
         }
+        for token in said.iter().flatten() {
+            text(Kind::WatermarkToken, token);
+        }
         found.hits
     }
 
@@ -114,6 +137,9 @@ impl Index {
 
     /// Puts in what a source tells of a value; what it told before is replaced.
     pub fn put(&self, kind: Kind, value: &str, sighting: Sighting) {
+        if kind == Kind::WatermarkToken {
+            self.unsearched.store(true, Ordering::Release);
+        }
         let mut tables = self.tables.write();
         if let Some(width) = tables.width_of_new(kind, value) {
             let widths = &mut tables.widths[usize::from(width.1)];
@@ -130,6 +156,9 @@ impl Index {
 
     /// Takes out what a source has told of a value.
     pub fn remove(&self, kind: Kind, value: &str, source: &str) {
+        if kind == Kind::WatermarkToken {
+            self.unsearched.store(true, Ordering::Release);
+        }
         let mut tables = self.tables.write();
         if tables.sightings(kind, value).is_none() {
             return;
@@ -141,6 +170,29 @@ impl Index {
         if empty {
             tables.forget(kind, value);
         }
+    }
+
+    /// Searches for the tokens that are held, where these have changed. Takes as long as there are
+    /// many.
+    pub fn refresh_search(&self) {
+        if !self.unsearched.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        let tokens: Vec<Box<str>> = {
+            let tables = self.tables.read();
+            let all = tables.texts[Kind::WatermarkToken as usize].iter();
+            // This provider's own are recognised with whose they are.
+            let foreign =
+                |held: &Vec<Sighting>| held.iter().any(|one| !one.source.starts_with("own/"));
+            all.filter(|(token, held)| is_searched(token) && foreign(held))
+                .map(|(token, _)| token.clone())
+                .collect()
+        };
+        let search = (!tokens.is_empty()).then(|| {
+            let find = CanarySearch::new(tokens.iter().map(|token| &**token));
+            Arc::new(Search { find, tokens })
+        });
+        *self.search.write() = search;
     }
 
     /// Whether somebody has told of this payment hash.
@@ -157,6 +209,23 @@ impl Index {
             None => tables.payers.remove(account),
         };
     }
+}
+
+impl Search {
+    /// The tokens in what the caller says; earlier answers are its own history.
+    fn tokens_in(&self, conversation: &Conversation) -> BTreeSet<&str> {
+        let said = conversation.turns.iter().filter(|turn| turn.role == Role::User);
+        let texts = said.map(|turn| turn.text.as_str()).chain([conversation.system.as_str()]);
+        let found = texts.flat_map(|text| self.find.find(text));
+        found.filter_map(|number| self.tokens.get(number)).map(|token| &**token).collect()
+    }
+}
+
+/// Tokens that are no words: two surnames with a hyphen, or eight digits. The tag of a frame cannot
+/// be read without the key of whoever made it.
+fn is_searched(token: &str) -> bool {
+    let digits = token.bytes().all(|byte| byte.is_ascii_digit());
+    token.len() >= 8 && !token.contains(':') && (digits || token.contains('-'))
 }
 
 impl Tables {
@@ -283,6 +352,32 @@ mod tests {
         let hits = index.lookup(&asked, 100 * DAY_MS);
         assert_eq!(kinds(&hits), [expected[1], expected[3], expected[4], expected[5]]);
         assert_eq!(index.tables.read().widths, [vec![(16, 2)], vec![(32, 1)]]);
+    }
+
+    #[test]
+    fn canaries_of_others_are_found_in_what_is_said() {
+        let index = Index::new(30 * DAY_MS);
+        let told = [
+            ("peer/b", "Halverin-Moskate"),
+            ("peer/b", "73519264"),
+            ("peer/b", "function"),
+            ("peer/b", "zw:0a1b2c"),
+            ("own/c", "Corlath-Dunwin"),
+        ];
+        for (source, token) in told {
+            index.put(Kind::WatermarkToken, token, sighting(source, 0.5));
+        }
+        let said =
+            "The function of Jane Halverin-Moskate, Corlath-Dunwin, zw:0a1b2c, order 73519264.";
+        let asked = observation("a", 1, said);
+        assert_eq!(index.lookup(&asked, 100 * DAY_MS), []);
+        index.refresh_search();
+        let hits = index.lookup(&asked, 100 * DAY_MS);
+        assert_eq!(kinds(&hits), [(Kind::WatermarkToken, "peer/b"); 2]);
+        index.remove(Kind::WatermarkToken, "73519264", "peer/b");
+        index.remove(Kind::WatermarkToken, "Halverin-Moskate", "peer/b");
+        index.refresh_search();
+        assert!(index.search.read().is_none() && index.lookup(&asked, 100 * DAY_MS).is_empty());
     }
 
     #[test]
