@@ -301,6 +301,12 @@ impl Engine {
         }
     }
 
+    /// Heeds no release of a model any more.
+    pub fn forget_release(&mut self, model: &str) {
+        let model = keyed::hash(&self.key, model.as_bytes());
+        self.releases.retain(|(_, released)| *released != model);
+    }
+
     /// What this engine remembers. What it has learnt of the server's ServerHellos it learns again.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
@@ -634,6 +640,19 @@ fn is_due(requests: u32, judged_at: u32) -> bool {
 mod tests {
     use super::*;
     use crate::event::ModelRelease;
+
+    #[test]
+    fn a_release_that_is_forgotten_leaves_the_others() {
+        let facts = Arc::new(Facts::builtin().unwrap());
+        let mut engine = Engine::new(Arc::default(), facts, [1; 16]);
+        for (at_ms, model) in [(1, "a"), (2, "b"), (3, "a")] {
+            let release = crate::ModelRelease { at_ms, model: model.into() };
+            engine.observe(&Event::ModelRelease(release));
+        }
+        engine.forget_release("a");
+        let times: Vec<u64> = engine.releases.iter().map(|(at_ms, _)| *at_ms).collect();
+        assert_eq!(times, [2]);
+    }
 
     #[test]
     fn merged_releases_keep_their_bound() {

@@ -419,9 +419,12 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
-    use crate::config::{Role, Secret};
+    use crate::config::file::tests::TestDirectory;
+    use crate::config::{ListenerTls, Role, Secret};
     use crate::enforce::marks;
     use crate::exchanges::TextKey;
+    use crate::listener::tls::tests::{BOTH, client as client_config};
+    use crate::listener::tls::{CertificateStore, server_config};
 
     const TOKEN: &str = "a-token-of-some-length";
     const SECRET: &str = "marmalade-heliograph-7731";
@@ -448,6 +451,10 @@ mod tests {
     }
 
     async fn start() -> Endpoint {
+        start_with(None).await
+    }
+
+    async fn start_with(tls: Option<Arc<rustls::ServerConfig>>) -> Endpoint {
         let metrics = Arc::new(Metrics::new().unwrap());
         let exchanges =
             Arc::new(ExchangeLog::new(2000, TextKey::new(b"key"), Arc::clone(&metrics)));
@@ -474,7 +481,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (end, ended) = watch::channel(false);
-        let app = Arc::new(AdminApp::new(state, None));
+        let app = Arc::new(AdminApp::new(state, tls));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (app, ended) = (app.clone(), ended.clone());
@@ -1064,5 +1071,50 @@ mod tests {
             send_json(endpoint.address, "POST /v1/marks/verify", r#"{"text": ""}"#).await.0,
             400
         );
+    }
+
+    /// Status of `GET /healthz` over TLS; `None` where the handshake fails.
+    fn over_tls(address: SocketAddr, client: rustls::ClientConfig) -> Option<u16> {
+        use std::io::{Read, Write};
+        let name = "a.example".try_into().unwrap();
+        let client = rustls::ClientConnection::new(Arc::new(client), name).unwrap();
+        let socket = std::net::TcpStream::connect(address).unwrap();
+        let mut stream = rustls::StreamOwned::new(client, socket);
+        let request = b"GET /healthz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+        stream.write_all(request).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        assert_eq!(stream.conn.alpn_protocol(), Some(b"http/1.1".as_slice()));
+        answer.get(9..12)?.parse().ok()
+    }
+
+    #[tokio::test]
+    async fn over_tls_a_client_certificate_may_be_required() {
+        let directory = TestDirectory::new();
+        let own = directory.certificate("a", &["a.example"]);
+        let known = directory.certificate("known", &["operator"]);
+        let unknown = directory.certificate("unknown", &["operator"]);
+        for (client_ca, expected) in [
+            (None, [Some(200), Some(200), Some(200)]),
+            (Some(known.chain.clone()), [None, None, Some(200)]),
+        ] {
+            let required = client_ca.is_some();
+            let settings = ListenerTls {
+                certificates: vec![own.clone()],
+                client_ca,
+                client_certificate_required: required,
+            };
+            let store = CertificateStore::load(&settings.certificates).unwrap();
+            let tls = server_config(&settings, store, false).unwrap();
+            let endpoint = start_with(Some(tls)).await;
+            for (client, expected) in [None, Some(&unknown), Some(&known)].into_iter().zip(expected)
+            {
+                let mut client = client_config(&[&own], BOTH, client);
+                client.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+                let address = endpoint.address;
+                let found = tokio::task::spawn_blocking(move || over_tls(address, client)).await;
+                assert_eq!(found.unwrap(), expected, "required: {required}");
+            }
+        }
     }
 }

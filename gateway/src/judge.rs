@@ -107,6 +107,11 @@ impl Judge {
         self.engine.lock().hold(account, tier, suspicion, at_ms, cluster);
     }
 
+    /// Heeds no release of a model any more.
+    pub fn forget_release(&self, model: &str) {
+        self.engine.lock().forget_release(model);
+    }
+
     /// Judges by another policy from now on.
     pub fn set_policy(&self, policy: Arc<Policy>) {
         self.engine.lock().set_policy(policy);

@@ -17,7 +17,7 @@ use crate::{Authority, http1, wait_for};
 /// Longest time from start to the first `/readyz` that is 200.
 const READY_MAX: Duration = Duration::from_secs(20);
 /// The admin token of every gateway under test.
-const ADMIN_TOKEN: &str = "test-admin-token-0123456789abcdef0123456789abcdef";
+pub const ADMIN_TOKEN: &str = "test-admin-token-0123456789abcdef0123456789abcdef";
 /// The account key of every gateway under test.
 const ACCOUNT_KEY: &str = "7b1d0e5c9a4f38261fd2b6c8e0a7935441c6d8fb2e907a3c5d1f86b4e2a09c77";
 
@@ -41,8 +41,8 @@ pub struct GatewayBuilder {
     listeners: Vec<String>,
     identity: Vec<String>,
     files: Vec<(String, String)>,
-    settings: Vec<String>,
-    tables: Vec<String>,
+    secrets: Vec<(String, String)>,
+    settings: String,
     log_level: String,
     record: bool,
     record_text: bool,
@@ -67,8 +67,8 @@ impl Gateway {
             listeners: Vec::new(),
             identity: Vec::new(),
             files: Vec::new(),
-            settings: Vec::new(),
-            tables: Vec::new(),
+            secrets: Vec::new(),
+            settings: String::new(),
             log_level: "info".to_owned(),
             record: false,
             record_text: false,
@@ -86,12 +86,6 @@ impl Gateway {
     #[must_use]
     pub fn plain_address(&self) -> SocketAddr {
         self.plain
-    }
-
-    /// Address of the admin endpoint.
-    #[must_use]
-    pub fn admin_address(&self) -> SocketAddr {
-        self.admin
     }
 
     /// Address of a further listener, in the order in which they were added.
@@ -128,6 +122,12 @@ impl Gateway {
     #[must_use]
     pub fn stderr(&self) -> String {
         self.process.stderr()
+    }
+
+    /// Address of the admin endpoint.
+    #[must_use]
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
     }
 
     /// Asks the admin endpoint, with the token.
@@ -308,17 +308,17 @@ impl GatewayBuilder {
         self
     }
 
-    /// Adds a line above all tables.
+    /// Adds tables to the end of the configuration.
     #[must_use]
-    pub fn setting(mut self, line: &str) -> Self {
-        self.settings.push(format!("{line}\n"));
+    pub fn settings(mut self, toml: &str) -> Self {
+        self.settings.push_str(toml);
         self
     }
 
-    /// Adds a table of its own, with its header.
+    /// Puts a secret into the gateway's folder before it starts.
     #[must_use]
-    pub fn table(mut self, toml: &str) -> Self {
-        self.tables.push(format!("{toml}\n"));
+    pub fn secret(mut self, name: &str, text: &str) -> Self {
+        self.secrets.push((name.to_owned(), text.to_owned()));
         self
     }
 
@@ -389,6 +389,9 @@ impl GatewayBuilder {
         }
         write_secret(&folder.path().join("account.key"), ACCOUNT_KEY);
         write_secret(&folder.path().join("admin.token"), ADMIN_TOKEN);
+        for (name, text) in &self.secrets {
+            write_secret(&folder.path().join(name), text);
+        }
         let mut process = Process::start(&config, &[]);
         let end = Instant::now() + READY_MAX;
         while !is_ready(admin) {
@@ -421,8 +424,7 @@ impl GatewayBuilder {
         let policy = if self.policy { "policy = \"policy.toml\"\n" } else { "" };
         let (upstreams, routes) = (self.upstreams.concat(), self.routes.concat());
         let (limits, server) = (self.limits.join("\n"), self.server.join("\n"));
-        let identity = self.identity.join("\n");
-        let (settings, tables) = (self.settings.concat(), self.tables.concat());
+        let (identity, settings) = (self.identity.join("\n"), &self.settings);
         let listeners: String = further
             .iter()
             .zip(&self.listeners)
@@ -433,16 +435,17 @@ impl GatewayBuilder {
         let upgrade_socket = folder.join("upgrade.sock");
         let (upgrade_socket, level) = (upgrade_socket.display(), &self.log_level);
         format!(
-            "{settings}{record}{policy}\
+            "{record}{policy}\
              [[listener]]\naddress = \"{tls}\"\n\
              certificates = [{{ chain = \"chain.pem\", key = \"key.pem\" }}]\n\
              [[listener]]\naddress = \"{plain}\"\n\
-             {listeners}{routes}{upstreams}{tables}\
+             {listeners}{routes}{upstreams}\
              [identity]\nkey_file = \"account.key\"\n{identity}\n\
              [admin]\naddress = \"{admin}\"\ntoken_file = \"admin.token\"\n\
              [limits]\n{limits}\n\
              [server]\nthreads = 2\nupgrade_socket = \"{upgrade_socket}\"\n{server}\n\
-             [log]\nlevel = \"{level}\"\nformat = \"text\"\n"
+             [log]\nlevel = \"{level}\"\nformat = \"text\"\n\
+             {settings}"
         )
     }
 }

@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 
 use super::access::Caller;
 use super::answer::{Answer, Refused};
-use super::body::{Named, Params, Sent, account, read, said};
+use super::body::{Named, Params, Sent, account, maybe_whole, read, said};
 use super::schema::{AccountPath, AfterAccountQuery, LimitQuery, WhyQuery};
 use super::{AdminState, LIST_DEFAULT, blocking, schema};
 use crate::audit::Actor;
@@ -48,6 +48,7 @@ pub(super) struct SetOverride {
     )]
     operator: Option<String>,
     /// For how long; until it is removed where it is left out.
+    #[serde(default, deserialize_with = "maybe_whole")]
     #[schema(minimum = 1, maximum = 316_224_000)]
     ttl_seconds: Option<u64>,
 }
@@ -89,6 +90,7 @@ pub(super) struct Accounts {
 
 /// An account as it is listed.
 #[derive(Serialize, ToSchema)]
+#[schema(as = ListedAccount)]
 pub(super) struct Listed {
     #[schema(value_type = schema::AccountName)]
     account: AccountId,

@@ -204,7 +204,8 @@ struct Export {
         AuditQuery
     ),
     responses((status = 200, body = String, content_type = "text/event-stream",
-        description = "Events without an end.")),
+        description = "Events without an end."),
+        (status = 409, body = super::answer::ErrorBody, description = "The audit ends before that event.")),
     security(("token" = ["viewer"])))]
 pub(super) async fn events(
     State(state): State<AdminState>,

@@ -7,7 +7,9 @@ use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use detectors::AccountId;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error};
+use serde::{Deserialize, Deserializer};
+use serde_json::Number;
 use serde_json::error::Category;
 
 use super::access::Caller;
@@ -17,6 +19,9 @@ use crate::limits::{
     ADMIN_BODY_BYTES_MAX, ADMIN_PROFILES_BYTES_MAX, ADMIN_REASON_CHARS_MAX, ADMIN_TEXT_BYTES_MAX,
     IOC_ENVELOPE_BYTES_MAX, OUTSIDE_CHARS_MAX,
 };
+
+/// Largest whole number that a float holds beside its neighbours: 2^53.
+const WHOLE_FLOAT_MAX: f64 = 9_007_199_254_740_992.0;
 
 /// Longest name that a person gives themselves.
 pub(super) const OPERATOR_CHARS_MAX: usize = 64;
@@ -67,6 +72,30 @@ pub(super) fn parse<T: Sent>(json: &[u8]) -> Result<T, String> {
             _ => format!("line {line}, column {column}: this is not JSON; it takes {}", T::SHAPE),
         }
     })
+}
+
+/// A whole number, also where it is written as `5.0`, which JSON Schema takes for one.
+pub(super) fn whole<'de, D: Deserializer<'de>, T: TryFrom<i128>>(from: D) -> Result<T, D::Error> {
+    let number = Number::deserialize(from)?;
+    whole_of(&number).ok_or_else(|| D::Error::custom("not a whole number in range"))
+}
+
+/// As [`whole`], of what may be left out.
+pub(super) fn maybe_whole<'de, D: Deserializer<'de>, T: TryFrom<i128>>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
+    let Some(number) = Option::<Number>::deserialize(from)? else { return Ok(None) };
+    whole_of(&number).map(Some).ok_or_else(|| D::Error::custom("not a whole number in range"))
+}
+
+fn whole_of<T: TryFrom<i128>>(number: &Number) -> Option<T> {
+    let exact = number.as_i64().map(i128::from).or_else(|| number.as_u64().map(i128::from));
+    let exact = exact.or_else(|| {
+        let float = number.as_f64().filter(|float| float.fract() == 0.0)?;
+        // Beyond, a float does not name one number.
+        (float.abs() <= WHOLE_FLOAT_MAX).then_some(float as i128)
+    });
+    T::try_from(exact?).ok()
 }
 
 /// Who wants a change, and why. A reason is needed, and a short one.
@@ -215,7 +244,6 @@ impl Params {
 mod tests {
     use axum::http::Request;
     use proptest::prelude::*;
-    use serde::Deserialize;
 
     use super::*;
 
@@ -224,6 +252,7 @@ mod tests {
     #[expect(dead_code, reason = "only whether it is read matters")]
     struct Small {
         reason: String,
+        #[serde(default, deserialize_with = "maybe_whole")]
         seconds: Option<u64>,
     }
 
@@ -260,6 +289,22 @@ mod tests {
             "after=a&after=b",
             "count=1",
         ] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn whole_numbers_may_be_written_with_a_point() {
+        let read = |seconds: &str| {
+            let json = format!(r#"{{"reason": "x", "seconds": {seconds}}}"#);
+            parse::<Small>(json.as_bytes()).map(|small| small.seconds)
+        };
+        for (given, expected) in
+            [("5", Some(5)), ("5.0", Some(5)), ("1e3", Some(1_000)), ("null", None)]
+        {
+            assert_eq!(read(given).unwrap(), expected, "{given}");
+        }
+        for wrong in ["5.5", "-1", "-1.0", "1e300", "1e17", "\"5\"", "true", "[]"] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
     }

@@ -30,6 +30,7 @@ pub(super) struct Clusters {
 
 /// A cluster as it is listed.
 #[derive(Serialize, ToSchema)]
+#[schema(as = ListedCluster)]
 pub(super) struct Listed {
     /// Its name, 16 hex digits.
     cluster: String,

@@ -41,6 +41,7 @@ impl Document {
             for (method, operation) in item.as_object_mut().into_iter().flatten() {
                 let Ok(method) = method.to_ascii_uppercase().parse::<Method>() else { continue };
                 let Some(role) = role_of(operation) else { continue };
+                operation["operationId"] = json!(operation_id(&method, path));
                 complete(&method, role, operation);
                 needed.insert((method, path.clone()), role);
             }
@@ -53,6 +54,12 @@ impl Document {
 fn role_of(operation: &Value) -> Option<Role> {
     let name = operation["security"][0][SCHEME][0].as_str()?;
     Role::ALL.into_iter().find(|role| role.name() == name)
+}
+
+/// A name that no other operation has: of `GET /v1/accounts/{account}`, `get_accounts_account`.
+fn operation_id(method: &Method, path: &str) -> String {
+    let words = path.split(['/', '{', '}', '.']).filter(|word| !word.is_empty() && *word != "v1");
+    words.fold(method.as_str().to_ascii_lowercase(), |id, word| id + "_" + word)
 }
 
 /// Answers that any operation may give.
@@ -95,5 +102,49 @@ fn complete(method: &Method, role: Role, operation: &mut Value) {
             };
             response["description"] = json!(said);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::admin::operations;
+
+    #[test]
+    fn every_operation_is_named_described_and_needs_a_role() {
+        let document = Document::of(&operations().into_openapi());
+        let json: Value = serde_json::from_str(&document.json).unwrap();
+        let (mut ids, mut operations) = (BTreeSet::new(), 0);
+        for (path, item) in json["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                operations += 1;
+                ids.insert(operation["operationId"].as_str().unwrap().to_owned());
+                assert!(operation["summary"].is_string(), "{method} {path}");
+                let method: Method = method.to_ascii_uppercase().parse().unwrap();
+                let role = document.needed[&(method.clone(), path.clone())];
+                // Whoever only looks changes nothing, and whoever changes needs to say why.
+                let looks = method == Method::GET || path.ends_with("/verify");
+                let looks = looks || path.ends_with("/validate");
+                assert_eq!(role == Role::Viewer, looks, "{method} {path}");
+                let policy = path.starts_with("/v1/policy/") && !looks;
+                assert_eq!(role == Role::Admin, policy, "{method} {path}");
+                if !looks {
+                    let body = &operation["requestBody"]["content"]["application/json"]["schema"];
+                    let named = body["$ref"].as_str().and_then(|name| name.rsplit('/').next());
+                    let needed = named.map(|name| &json["components"]["schemas"][name]["required"]);
+                    let in_body = needed.and_then(Value::as_array);
+                    let in_body = in_body.is_some_and(|all| all.contains(&json!("reason")));
+                    let parameters = operation["parameters"].as_array();
+                    let in_query = parameters.into_iter().flatten().any(|parameter| {
+                        parameter["name"] == "reason" && parameter["required"] == true
+                    });
+                    assert!(in_body || in_query, "{method} {path} needs no reason");
+                }
+            }
+        }
+        assert_eq!(ids.len(), operations);
+        assert_eq!(document.needed.len(), operations);
     }
 }

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::access::Caller;
 use super::answer::{Answer, Refused};
-use super::body::{Named, Params, Sent, read, said};
+use super::body::{Named, Params, Sent, read, said, whole};
 use super::schema::{ModelPath, WhyQuery};
 use super::{AdminState, blocking};
 use crate::limits::{ADMIN_MODELS_MAX, OUTSIDE_CHARS_MAX};
@@ -24,6 +24,7 @@ const RELEASED_MS_MAX: u64 = 253_402_300_799_999;
 #[serde(deny_unknown_fields)]
 pub(super) struct SetModel {
     /// When, unix milliseconds.
+    #[serde(deserialize_with = "whole")]
     #[schema(minimum = 0, maximum = 253_402_300_799_999_u64)]
     released_ms: u64,
     /// Why; the audit tells it.

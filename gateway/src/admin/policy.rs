@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::access::Caller;
 use super::answer::{Answer, Fault, Refused};
 use super::body::{self, Params, Sent, read, said};
-use super::{AdminState, Why, blocking};
+use super::{AdminState, Why, blocking, schema};
 use crate::limits::{ADMIN_FAULTS_MAX, ADMIN_TEXT_BYTES_MAX};
 use crate::policy::VersionReport;
 
@@ -103,11 +103,14 @@ pub(super) async fn show(State(state): State<AdminState>, asked: Params) -> Answ
 
 /// Checks a policy's text; nothing changes.
 #[utoipa::path(post, path = "/v1/policy/validate", tag = "policy",
-    request_body(content = String, content_type = "text/plain", description = "The policy, TOML."),
+    request_body(content = schema::PolicyText, content_type = "text/plain", description = "The policy, TOML."),
     responses((status = 200, body = Checked)), security(("token" = ["viewer"])))]
 pub(super) async fn validate(asked: Params, body: Body) -> Answer<Checked> {
     asked.finish()?;
     let bytes = body::bytes(body, ADMIN_TEXT_BYTES_MAX).await?;
+    if bytes.is_empty() {
+        return Err(Refused::bad("the body is empty: it takes the text of a policy"));
+    }
     let text = String::from_utf8(bytes.into());
     let text = text.map_err(|_| Refused::bad("the text is not UTF-8"))?;
     let checked = blocking(move || Policy::parse(&text)).await?;

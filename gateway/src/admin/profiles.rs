@@ -18,7 +18,7 @@ use utoipa::ToSchema;
 
 use super::access::Caller;
 use super::answer::{Answer, Fault, Refused};
-use super::body::{Named, Params, Sent, account, parse, read, said, too_large};
+use super::body::{Named, Params, Sent, account, maybe_whole, parse, read, said, too_large};
 use super::connection::Connection;
 use super::schema::{AccountPath, WhyQuery};
 use super::{AdminState, blocking, schema};
@@ -54,6 +54,7 @@ pub(super) struct SetProfile {
     #[schema(min_length = 1, max_length = 128, pattern = "^[!-~]+$")]
     organisation: Option<String>,
     /// Creation of the account, unix seconds.
+    #[serde(default, deserialize_with = "maybe_whole")]
     #[schema(minimum = 0, maximum = 253_402_300_799_i64)]
     created_s: Option<i64>,
     /// What names the payment instrument, the same for the same one: a processor's fingerprint or a
@@ -61,6 +62,7 @@ pub(super) struct SetProfile {
     #[schema(min_length = 1, max_length = 128, pattern = "^[!-~]+$")]
     payment: Option<String>,
     /// First six digits of the card.
+    #[serde(default, deserialize_with = "maybe_whole")]
     #[schema(minimum = 0, maximum = 999_999)]
     bin: Option<u32>,
     /// Whether somebody checked who the holder is.
@@ -103,12 +105,14 @@ pub(super) struct ProfileLine {
     #[schema(min_length = 1, max_length = 128, pattern = "^[!-~]+$")]
     organisation: Option<String>,
     /// Creation of the account, unix seconds.
+    #[serde(default, deserialize_with = "maybe_whole")]
     #[schema(minimum = 0, maximum = 253_402_300_799_i64)]
     created_s: Option<i64>,
     /// What names the payment instrument. Only a keyed hash of it is kept.
     #[schema(min_length = 1, max_length = 128, pattern = "^[!-~]+$")]
     payment: Option<String>,
     /// First six digits of the card.
+    #[serde(default, deserialize_with = "maybe_whole")]
     #[schema(minimum = 0, maximum = 999_999)]
     bin: Option<u32>,
     /// Whether somebody checked who the holder is.
@@ -227,6 +231,9 @@ pub(super) async fn set_many(
         {
             connection.moved();
         }
+    }
+    if bytes == 0 {
+        return Err(Refused::bad("the body is empty: it takes a profile a line"));
     }
     let taken = lines.end().await?;
     if taken.taken == 0 && taken.left_out > 0 {

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::access::Caller;
 use super::accounts::word;
 use super::answer::{Answer, Refused};
-use super::body::{Named, Params, Sent, account, read, said};
+use super::body::{Named, Params, Sent, account, maybe_whole, read, said};
 use super::schema::{AccountPath, LimitQuery};
 use super::{AdminState, LIST_DEFAULT, Why, schema};
 use crate::enforce::after::Taken;
@@ -48,6 +48,7 @@ pub(super) struct Decide {
     #[schema(value_type = Option<schema::Tier>)]
     tier: Option<Tier>,
     /// For how long the tier is set; until it is removed where it is left out.
+    #[serde(default, deserialize_with = "maybe_whole")]
     #[schema(minimum = 1, maximum = 316_224_000)]
     ttl_seconds: Option<u64>,
     /// Why; the audit tells it.

@@ -15,6 +15,11 @@ use crate::audit::Act;
 #[schema(min_length = 1, max_length = 128, pattern = "^[!-~]+$", example = "acct-5f2b8c1d")]
 pub(super) struct AccountName(String);
 
+/// A policy, TOML.
+#[derive(ToSchema)]
+#[schema(min_length = 1, example = "[tiers]\nlow = 0.35\n")]
+pub(super) struct PolicyText(String);
+
 /// How much an account is distrusted.
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]

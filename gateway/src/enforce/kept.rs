@@ -271,6 +271,8 @@ impl Enforcer {
     }
 
     fn set_release(&self, model: &str, at_ms: Option<u64>) {
+        // The latest word holds alone.
+        self.judge.forget_release(model);
         let Some(at_ms) = at_ms else { return };
         let model = Arc::from(model);
         self.judge.observe(&Event::ModelRelease(ModelRelease { at_ms, model }));
