@@ -12,7 +12,7 @@ use corpus::numbers::Numbers;
 use corpus::{END_MS, Label};
 use detectors::engine::{AccountRow, Contribution, Engine};
 use detectors::facts::Facts;
-use detectors::{AccountId, Event};
+use detectors::{AccountId, Event, IndicatorHit, IndicatorKind};
 
 const GATEWAYS: usize = 3;
 /// So few that no account's exchanges outrun what is remembered of them between two rounds.
@@ -42,7 +42,18 @@ static EVENTS: LazyLock<Vec<Event>> = LazyLock::new(|| {
         Event::Enforcement(enforcement) => keeps(&enforcement.account),
         Event::Dns(_) | Event::ModelRelease(_) => true,
     };
-    corpus.events.iter().filter(|event| keep(event)).cloned().collect()
+    // Every fifth exchange shows what a peer has listed.
+    let listed = |(at, mut event): (usize, Event)| {
+        if let Event::Exchange(observation) = &mut event
+            && at % 5 == 0
+        {
+            let hit = |kind| IndicatorHit { kind, source: "peer".into(), weight: 0.9 };
+            observation.indicators =
+                [IndicatorKind::Address, IndicatorKind::Token].map(hit).to_vec();
+        }
+        event
+    };
+    corpus.events.iter().filter(|event| keep(event)).cloned().enumerate().map(listed).collect()
 });
 
 fn engine() -> Engine {

@@ -511,6 +511,7 @@ mod tests {
             },
             format: Format::AnthropicMessages,
             foreign_marks: 0,
+            indicators: Vec::new(),
             conversation: Conversation {
                 turns: vec![Turn {
                     role: detectors::Role::User,
