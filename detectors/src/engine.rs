@@ -143,6 +143,8 @@ pub struct Engine {
     changes: Changes,
     /// Accounts have rows in a store.
     stored: bool,
+    /// Rows are being taken back.
+    restoring: bool,
 }
 
 impl Engine {
@@ -162,6 +164,7 @@ impl Engine {
             clusters: HashMap::default(),
             changes: Changes::default(),
             stored: false,
+            restoring: false,
             policy,
         }
     }
@@ -302,7 +305,7 @@ impl Engine {
         }
     }
 
-    /// Heeds no release of a model any more.
+    /// A model's releases are not heeded any more.
     pub fn forget_release(&mut self, model: &str) {
         let model = keyed::hash(&self.key, model.as_bytes());
         self.releases.retain(|(_, released)| *released != model);
@@ -524,6 +527,8 @@ impl Engine {
         let allowed = self.allowed.iter().any(|id| *id == key || Some(*id) == organisation);
         let suspicion = if allowed { 0.0 } else { fusion::suspicion(&contributions) };
         let cluster = self.cluster(key, account, &ties);
+        // Ties that are still to come back do not speak against a cluster.
+        let cluster = if self.restoring { cluster.or(account.cluster) } else { cluster };
         for edge in ties.edges.iter().filter(|edge| edge.weight >= FIRM) {
             if let Some(other) = self.accounts.get_mut(edge.account) {
                 other.stale |= other.cluster.is_none() || other.held.tier < Tier::Medium;
@@ -679,6 +684,8 @@ mod tests {
         mine.merge(theirs);
         assert_eq!(mine.releases.len(), RELEASES_MAX);
         assert_eq!(mine.releases[0].0, RELEASES_MAX as u64, "the oldest go");
+        mine.forget_release(&format!("model-{RELEASES_MAX}"));
+        assert_eq!(mine.releases.len(), RELEASES_MAX - 1);
     }
 
     #[test]

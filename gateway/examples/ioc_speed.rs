@@ -93,6 +93,7 @@ fn observation(known: bool) -> Result<Observation, Box<dyn Error>> {
         },
         format: Format::AnthropicMessages,
         foreign_marks: 0,
+        indicators: Vec::new(),
         conversation: Conversation::default(),
         answer: Answer::default(),
     })

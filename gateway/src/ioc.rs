@@ -29,6 +29,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use aws_lc_rs::hmac;
+use detectors::indicator::IndicatorHit;
 use detectors::{AccountId, Observation};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -330,14 +331,20 @@ impl Exchange {
         self.config.as_ref()
     }
 
-    /// What is told of a request. Takes well under two microseconds.
+    /// What others tell of a request, for the detectors. What this provider found out itself they
+    /// know better from the engine's own ties.
     #[must_use]
-    pub fn lookup(&self, observation: &Observation) -> Vec<Hit> {
-        let hits = self.index.lookup(observation, unix_ms());
-        for hit in &hits {
-            self.metrics.ioc_hits.with_label_values(&[hit.kind.name()]).inc();
-        }
-        hits
+    pub fn lookup(&self, observation: &Observation) -> Vec<IndicatorHit> {
+        let hits = self.index.lookup(observation, unix_ms()).into_iter();
+        let foreign = hits.filter(|hit| !hit.source.starts_with(OWN));
+        foreign
+            .map(|Hit { kind, source, weight, .. }| {
+                self.metrics.ioc_hits.with_label_values(&[kind.name()]).inc();
+                // Evidence names the peer.
+                let source = source.strip_prefix(PEER).map_or(source.clone(), Arc::from);
+                IndicatorHit { kind: kind.into(), source, weight }
+            })
+            .collect()
     }
 
     /// Reads everything again: at start, and when the store's feed ran away from its follower.
@@ -1159,6 +1166,8 @@ impl<'e> Plan<'e> {
 mod tests {
     use std::time::Duration;
 
+    use detectors::indicator::IndicatorKind;
+
     use super::*;
     use crate::audit::{Entry, Query};
     use crate::config::Peer;
@@ -1284,8 +1293,11 @@ mod tests {
             }));
             let mut asked = observation("x", 1, "Hello");
             asked.ip = "203.0.113.9".parse().unwrap();
-            let kinds: Vec<Kind> = b.lookup(&asked).iter().map(|hit| hit.kind).collect();
-            assert_eq!(kinds, [Kind::Ip, Kind::Subnet]);
+            let hits = b.lookup(&asked);
+            let kinds: Vec<IndicatorKind> = hits.iter().map(|hit| hit.kind).collect();
+            assert_eq!(kinds, [IndicatorKind::Address, IndicatorKind::Subnet]);
+            assert!(hits.iter().all(|hit| &*hit.source == "lab-a" && hit.weight < 0.5));
+            assert!(a.lookup(&asked).is_empty(), "one's own is no evidence twice");
             assert_eq!(audit(&b, Act::IndicatorsImported).len(), 1);
             assert!(matches!(
                 block(b.import(told[0].envelope.as_bytes(), "push")),

@@ -15,7 +15,7 @@ use detectors::keyed::Key;
 use detectors::policy::Policy;
 use detectors::seen::{Answered, Arrived, Pending};
 use detectors::tier::Tier;
-use detectors::{AccountId, Event, Observation};
+use detectors::{AccountId, Event, ModelRelease, Observation};
 use parking_lot::Mutex;
 
 use crate::limits::{JUDGEMENT_QUEUE_MAX, JUDGEMENT_THREADS};
@@ -107,9 +107,14 @@ impl Judge {
         self.engine.lock().hold(account, tier, suspicion, at_ms, cluster);
     }
 
-    /// Heeds no release of a model any more.
-    pub fn forget_release(&self, model: &str) {
-        self.engine.lock().forget_release(model);
+    /// Takes in when a model was released, unix milliseconds, in the place of what was told before;
+    /// `None`: that is not to be heeded.
+    pub fn set_release(&self, model: &str, at_ms: Option<u64>) {
+        let mut engine = self.engine.lock();
+        engine.forget_release(model);
+        if let Some(at_ms) = at_ms {
+            engine.observe(&Event::ModelRelease(ModelRelease { at_ms, model: model.into() }));
+        }
     }
 
     /// Judges by another policy from now on.

@@ -9,6 +9,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use detectors::indicator::IndicatorKind;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -86,6 +87,22 @@ impl Kind {
     #[must_use]
     pub fn of(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+impl From<Kind> for IndicatorKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Ip => Self::Address,
+            Kind::Subnet => Self::Subnet,
+            Kind::Ja3 => Self::Ja3,
+            Kind::Ja3s => Self::Ja3s,
+            Kind::Ja4 => Self::Ja4,
+            Kind::H2 => Self::Http2,
+            Kind::PaymentHash => Self::Payment,
+            Kind::WatermarkToken => Self::Token,
+            Kind::Account => Self::Account,
+        }
     }
 }
 
