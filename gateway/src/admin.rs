@@ -180,7 +180,8 @@ impl Why {
 }
 
 /// Every operation with what the document says of it. An operation's `security` names the role that
-/// it needs: peer to exchange bundles of indicators, viewer to look, operator to decide, admin to change the gateway itself.
+/// it needs: peer to exchange bundles of indicators, viewer to look, operator to decide, admin to
+/// change the gateway itself.
 fn operations() -> OpenApiRouter<AdminState> {
     OpenApiRouter::new()
         .routes(routes!(openapi))

@@ -179,6 +179,7 @@ pub(super) async fn export(
     request_body(content = schema::IocEnvelope, description = "A DSSE envelope."),
     responses((status = 200, body = schema::IocTaken),
         (status = 403, description = "No configured peer has signed it so.", body = super::answer::ErrorBody),
+        (status = 404, description = "No exchange of indicators is configured.", body = super::answer::ErrorBody),
         (status = 409, description = "It was taken in before.", body = super::answer::ErrorBody),
         (status = 422, description = "It is too old, from the future, or not sure enough.", body = super::answer::ErrorBody),
         (status = 507, description = "There is no room.", body = super::answer::ErrorBody)),
@@ -251,7 +252,7 @@ fn refused(refused: RefusedBundle) -> Refused {
             let RefusedBundle::Store(error) = refused else { return Refused::busy("try again") };
             return error.into();
         }
-        RefusedBundle::NotConfigured => StatusCode::SERVICE_UNAVAILABLE,
+        RefusedBundle::NotConfigured => StatusCode::NOT_FOUND,
         RefusedBundle::Envelope(EnvelopeError::Oversize) => StatusCode::PAYLOAD_TOO_LARGE,
         RefusedBundle::Envelope(EnvelopeError::Malformed) | RefusedBundle::Malformed(_) => {
             StatusCode::BAD_REQUEST
