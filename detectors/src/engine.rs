@@ -660,7 +660,7 @@ mod tests {
         let facts = Arc::new(Facts::builtin().unwrap());
         let mut engine = Engine::new(Arc::default(), facts, [1; 16]);
         for (at_ms, model) in [(1, "a"), (2, "b"), (3, "a")] {
-            let release = crate::ModelRelease { at_ms, model: model.into() };
+            let release = ModelRelease { at_ms, model: model.into() };
             engine.observe(&Event::ModelRelease(release));
         }
         engine.forget_release("a");

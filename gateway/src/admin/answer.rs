@@ -18,7 +18,14 @@ pub(super) type Answer<T> = Result<axum::Json<T>, Refused>;
 
 /// Why a request is not answered as it wishes.
 #[derive(Debug)]
-pub(super) struct Refused(Box<(StatusCode, ErrorBody, Option<(HeaderName, HeaderValue)>)>);
+pub(super) struct Refused(Box<Told>);
+
+#[derive(Debug)]
+struct Told {
+    status: StatusCode,
+    body: ErrorBody,
+    header: Option<(HeaderName, HeaderValue)>,
+}
 
 /// An error.
 #[derive(Debug, Serialize, ToSchema)]
@@ -50,7 +57,7 @@ pub(super) struct Fault {
 impl Refused {
     pub(super) fn new(status: StatusCode, message: impl Into<Cow<'static, str>>) -> Self {
         let error = ErrorDetail { message: message.into(), faults: Vec::new() };
-        Self(Box::new((status, ErrorBody { error }, None)))
+        Self(Box::new(Told { status, body: ErrorBody { error }, header: None }))
     }
 
     pub(super) fn bad(message: impl Into<Cow<'static, str>>) -> Self {
@@ -69,25 +76,35 @@ impl Refused {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
     }
 
+    /// A policy is in force, but that is not on record: it comes into force before it is written.
+    pub(super) fn in_force_unrecorded(error: &StoreError) -> Self {
+        let status = match error {
+            StoreError::Full => StatusCode::INSUFFICIENT_STORAGE,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        tracing::error!(%error, "admin: a policy is in force and the audit does not tell");
+        Self::new(status, "the policy is in force, but the store could not put that on record")
+    }
+
     /// There is no room for it.
     pub(super) fn no_room(message: String) -> Self {
         Self::new(StatusCode::INSUFFICIENT_STORAGE, message)
     }
 
     pub(super) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.0.2 = Some((name, value));
+        self.0.header = Some((name, value));
         self
     }
 
     pub(super) fn faults(mut self, mut faults: Vec<Fault>) -> Self {
         faults.truncate(ADMIN_FAULTS_MAX);
-        self.0.1.error.faults = faults;
+        self.0.body.error.faults = faults;
         self
     }
 
     #[cfg(test)]
     pub(super) fn status(&self) -> StatusCode {
-        self.0.0
+        self.0.status
     }
 }
 
@@ -96,14 +113,14 @@ impl From<StoreError> for Refused {
         match error {
             StoreError::Full => Self::new(
                 StatusCode::INSUFFICIENT_STORAGE,
-                "the store's disk is full: nothing was changed; make room and try again",
+                "the store's disk is full: this was not done; make room and try again",
             ),
-            StoreError::Busy => Self::busy(
-                "the store has more to write than it can: nothing was changed, try again",
-            ),
+            StoreError::Busy => {
+                Self::busy("the store has more to write than it can: this was not done, try again")
+            }
             other => {
                 tracing::error!(error = %other, "admin: the store failed");
-                Self::busy("the store cannot be used just now: nothing was changed; see the log")
+                Self::busy("the store cannot be used just now: this was not done; see the log")
             }
         }
     }
@@ -111,7 +128,7 @@ impl From<StoreError> for Refused {
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        let (status, body, header) = *self.0;
+        let Told { status, body, header } = *self.0;
         let mut response = (status, axum::Json(body)).into_response();
         if let Some((name, value)) = header {
             response.headers_mut().insert(name, value);

@@ -280,17 +280,20 @@ impl Followed {
             }
             let feed = &mut self.feed;
             let woken = async {
-                match &mut self.connection {
-                    None => Some(drop(feed.recv().await)),
-                    Some(Extension(connection)) => tokio::select! {
-                        _ = feed.recv() => Some(()),
-                        () = connection.ended() => None,
-                    },
+                // Whatever it says: what was written is read from the store.
+                let woken = feed.recv();
+                let Some(Extension(connection)) = &mut self.connection else {
+                    let _ = woken.await;
+                    return true;
+                };
+                tokio::select! {
+                    _ = woken => true,
+                    () = connection.ended() => false,
                 }
             };
             match timeout(ADMIN_HEARTBEAT, woken).await {
-                Ok(Some(())) => {}
-                Ok(None) => return None,
+                Ok(true) => {}
+                Ok(false) => return None,
                 Err(_) => return Some(Bytes::from_static(b":\n\n")),
             }
         }

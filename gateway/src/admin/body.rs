@@ -63,6 +63,10 @@ pub(super) async fn read<T: Sent>(body: Body) -> Result<T, Refused> {
 
 /// Reads JSON; where it is wrong, says what it has to be and not what it is.
 pub(super) fn parse<T: Sent>(json: &[u8]) -> Result<T, String> {
+    // A list of values in order would be read as well.
+    if json.trim_ascii_start().first().is_some_and(|first| *first == b'[') {
+        return Err(format!("line 1, column 1: this takes {}", T::SHAPE));
+    }
     serde_json::from_slice(json).map_err(|fault| {
         let (line, column) = (fault.line(), fault.column());
         match fault.classify() {

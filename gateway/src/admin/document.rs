@@ -68,7 +68,7 @@ fn complete(method: &Method, role: Role, operation: &mut Value) {
         ("400", "A parameter or the body is not what this takes."),
         ("401", "No token that is known."),
         ("429", "Too many requests; `Retry-After` says when to come again."),
-        ("503", "The store or the gateway is busy; nothing was changed."),
+        ("503", "The store or the gateway is busy; the message says what was done."),
     ];
     if role > Role::Peer {
         may.push(("403", "The token's role is too small; the message names the needed one."));
@@ -77,7 +77,7 @@ fn complete(method: &Method, role: Role, operation: &mut Value) {
         may.push(("413", "The body is too large."));
     }
     if method != Method::GET && role > Role::Viewer {
-        may.push(("507", "There is no room; nothing was changed."));
+        may.push(("507", "There is no room; the message says what was done."));
     }
     let Some(responses) = operation["responses"].as_object_mut() else { return };
     for (status, description) in may {

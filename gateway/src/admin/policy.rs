@@ -147,7 +147,7 @@ pub(super) async fn reload(
     let read = blocking(move || enforcer.reload_policy(Some(&said))).await?;
     let changed = match read {
         Ok(Some((_, change))) => {
-            change.durable().await?;
+            change.durable().await.map_err(|error| Refused::in_force_unrecorded(&error))?;
             true
         }
         Ok(None) => false,
@@ -178,6 +178,6 @@ pub(super) async fn roll_back(
     let back = state.enforcer.roll_back_policy(wanted.version.as_deref(), &said);
     let (version, change) =
         back.map_err(|_| Refused::conflict("no such earlier policy is kept"))?;
-    change.durable().await?;
+    change.durable().await.map_err(|error| Refused::in_force_unrecorded(&error))?;
     Ok(Json(Reloaded { version: version.version.clone(), changed: true }))
 }

@@ -180,7 +180,7 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
     service.add_tcp(&config.admin.address.to_string());
     service.threads = Some(1);
     server.add_service(service);
-    let watched = Certificates { stores: certificates, metrics: metrics.clone() };
+    let watched = Certificates { stores: certificates, metrics };
     server.add_service(background_service("certificates", watched));
     let pid_file = config.server.pid_file.clone();
     let last = Arc::new(LastThings { pid_file, folder: OnceLock::new() });

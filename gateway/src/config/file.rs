@@ -1366,7 +1366,7 @@ token_file = "admin.token"
     fn environment(name: &str) -> Option<String> {
         match name {
             "KEY" => Some("00112233445566778899aabbccddeeff".repeat(2)),
-            "TOKEN" => Some("t".repeat(32)),
+            "TOKEN" => Some("0123456789abcdef".repeat(2)),
             _ => None,
         }
     }
