@@ -435,6 +435,38 @@ pub const PACED_WHOLE_DELAY_MAX: Duration = Duration::from_secs(30);
 /// Longest time that text waits for what follows it before it goes out as it is.
 pub const REWRITE_HOLD_MAX: Duration = Duration::from_millis(250);
 
+// ioc.rs
+/// Indicators that are held, of the provider's own and of all others.
+pub const INDICATORS_HELD_MAX: usize = 100_000;
+/// Indicators of one source that are held, so that no peer takes the room of the others.
+pub const INDICATORS_SOURCE_MAX: usize = 25_000;
+/// Values in one bundle.
+pub const IOC_VALUES_MAX: usize = 5_000;
+/// Bytes of a bundle in its envelope, and of a STIX bundle.
+pub const IOC_ENVELOPE_BYTES_MAX: usize = 1024 * 1024;
+/// Signatures of one bundle.
+pub const IOC_SIGNATURES_MAX: usize = 8;
+/// Bundles of one peer that are remembered against replay, for a day.
+pub const IOC_BUNDLES_PEER_MAX: usize = 2_000;
+/// Bundles in one answer to a peer.
+pub const IOC_EXPORT_BUNDLES_MAX: usize = 100;
+/// Bytes of such an answer; one bundle always fits.
+pub const IOC_EXPORT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Hits that one request has at most.
+pub const IOC_HITS_MAX: usize = 16;
+/// Refused bundles that go into the audit within a minute; further ones are counted.
+pub const IOC_REFUSALS_AUDITED_MAX: u32 = 60;
+/// Skipped indicators that are named in an answer.
+pub const IOC_SKIPPED_SHOWN: usize = 100;
+/// Other providers.
+pub const IOC_PEERS_MAX: usize = 64;
+/// Indicators in one part of the list.
+pub const IOC_LIST_MAX: usize = 1_000;
+/// Time for one request to a peer.
+pub const IOC_PEER_TIMEOUT: Duration = Duration::from_secs(20);
+/// Shortest and longest pause after a request to a peer that failed.
+pub const IOC_BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+
 // store.rs
 /// Batches that wait to be written; further ones are refused.
 pub const STORE_QUEUE_MAX: usize = 8_192;

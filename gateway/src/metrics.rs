@@ -19,6 +19,8 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
+use crate::ioc::bundle::Kind;
+
 /// `reason` of a connection that was closed at accept.
 pub const CONNECTION_REFUSALS: &[&str] = &["limit", "proxy_header"];
 /// `outcome` of a TLS handshake.
@@ -47,6 +49,24 @@ pub const ACTION_MODES: &[&str] = &["taken", "shadow"];
 /// `layer` of a mark.
 pub const MARK_LAYERS: &[&str] = &["zero_width", "canary"];
 
+/// `outcome` of a peer's bundle.
+pub const IOC_OUTCOMES: &[&str] = &[
+    "taken",
+    "not_configured",
+    "oversize",
+    "malformed",
+    "unknown_key",
+    "signature",
+    "issuer",
+    "stale",
+    "future",
+    "confidence",
+    "replay",
+    "too_many",
+    "store",
+];
+/// `outcome` of telling a peer.
+pub const IOC_SENDINGS: &[&str] = &["delivered", "refused", "failed"];
 /// `reason` of a request refused at the admin endpoint.
 pub const ADMIN_REFUSALS: &[&str] = &["unauthorised", "role", "rate", "busy"];
 
@@ -139,6 +159,16 @@ pub struct Metrics {
     pub reviews_dropped: IntCounter,
     /// Prompts that held a mark or a canary of ours, by `layer` ([`MARK_LAYERS`]).
     pub marks_recognised: IntCounterVec,
+    /// Indicators that are held.
+    pub ioc_held: IntGauge,
+    /// Indicators that requests were found to show, by `kind`.
+    pub ioc_hits: IntCounterVec,
+    /// Bundles that came from peers, by `outcome` ([`IOC_OUTCOMES`]).
+    pub ioc_bundles_received: IntCounterVec,
+    /// Bundles that were sent to peers, by `peer` and `outcome` ([`IOC_SENDINGS`]).
+    pub ioc_bundles_sent: IntCounterVec,
+    /// Questions to peers for news that failed, by `peer`.
+    pub ioc_pulls_failed: IntCounterVec,
     /// Answers that went without marks because the marks could not be put on record in time.
     pub marks_unregistered: IntCounter,
     /// Number of the audit's last entry.
@@ -202,6 +232,11 @@ impl Metrics {
             judgement_duration: list.short_seconds("judgement_duration_seconds", "Judgement of a request before its upstream is asked", &[])?,
             reviews_dropped: list.counter("reviews_dropped_total", "Accounts pushed out of the review queue")?,
             marks_recognised: list.counters("marks_recognised_total", "Prompts that held a mark or a canary of ours", &["layer"])?,
+            ioc_held: list.gauge("ioc_indicators_held", "Indicators of compromise that are held")?,
+            ioc_hits: list.counters("ioc_hits_total", "Indicators that requests were found to show", &["kind"])?,
+            ioc_bundles_received: list.counters("ioc_bundles_received_total", "Bundles of indicators that came from peers", &["outcome"])?,
+            ioc_bundles_sent: list.counters("ioc_bundles_sent_total", "Bundles of indicators that were sent to peers", &["peer", "outcome"])?,
+            ioc_pulls_failed: list.counters("ioc_pulls_failed_total", "Questions to peers for bundles that failed", &["peer"])?,
             marks_unregistered: list.counter("marks_unregistered_total", "Answers without marks because these could not be put on record in time")?,
             audit_entries: list.gauge("audit_entries", "Number of the audit's last entry")?,
             webhook_deliveries: list.counters("webhook_deliveries_total", "Attempts to send a webhook's messages", &["webhook", "outcome"])?,
@@ -238,6 +273,7 @@ impl Metrics {
             (&self.policy_reloads, RELOAD_OUTCOMES),
             (&self.judgements_shed, SHED_PARTS),
             (&self.marks_recognised, MARK_LAYERS),
+            (&self.ioc_bundles_received, IOC_OUTCOMES),
             (&self.admin_refused, ADMIN_REFUSALS),
         ] {
             for value in values {
@@ -254,6 +290,9 @@ impl Metrics {
             for action in Action::ALL {
                 self.actions.with_label_values(&[action.name(), mode]).inc_by(0);
             }
+        }
+        for kind in Kind::ALL {
+            self.ioc_hits.with_label_values(&[kind.name()]).inc_by(0);
         }
         for tier in Tier::ALL {
             self.judgements.with_label_values(&[tier.name()]).inc_by(0);
@@ -421,6 +460,8 @@ mod tests {
         metrics.webhook_lag.with_label_values(&["siem"]).set(1);
         metrics.webhook_oldest.with_label_values(&["siem"]).set(1);
         metrics.throttled.with_label_values(&["account", "taken"]).inc();
+        metrics.ioc_bundles_sent.with_label_values(&["lab-b", "delivered"]).inc();
+        metrics.ioc_pulls_failed.with_label_values(&["lab-b"]).inc();
         metrics.judgement_duration.with_label_values::<&str>(&[]).observe(0.000_03);
         metrics
     }

@@ -233,6 +233,7 @@ fn config(
         })],
         networks: Arc::default(),
         webhooks: Vec::new(),
+        ioc: None,
         policies: Arc::default(),
         identity: Identity {
             key: secrets.identity.clone().into(),

@@ -8,6 +8,7 @@
 //! Source: TOML 1.0. Relative paths in the file are relative to the file.
 
 mod admin;
+mod ioc;
 mod store;
 mod webhook;
 
@@ -168,6 +169,7 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
     let networks = read_networks(&mut root);
     let policies = read_policies(&mut root);
     let admin = admin::read(&mut root, &listeners);
+    let ioc = ioc::read_ioc(&mut root);
     let store = store::read(&mut root);
     let webhooks = webhook::read(&mut root);
     let record = read_record(&mut root);
@@ -183,6 +185,7 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
         networks: networks?,
         policies: policies?,
         admin: admin?,
+        ioc,
         store: store?,
         record,
         webhooks: webhooks?,
@@ -1186,7 +1189,7 @@ fn article(type_name: &str) -> String {
 }
 
 /// Names become metric labels and policy keys, so they stay simple.
-fn check_name(name: &str) -> Result<(), String> {
+pub(crate) fn check_name(name: &str) -> Result<(), String> {
     let simple = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
     if simple && (1..=64).contains(&name.len()) {
         return Ok(());
@@ -1541,7 +1544,7 @@ threads = "two"
 "#;
         let expected = [
             r#"1: admin: is missing; the admin endpoint needs a token: give token_file = "admin.token" (make one: openssl rand -hex 32 > admin.token; chmod 600 admin.token) or token_env = "NAME""#,
-            r#"1: recrod: unknown key; did you mean "record"? (allowed: listener, upstream, route, identity, network, policy, admin, store, data_dir, node, record, record_text, limits, server, log)"#,
+            r#"1: recrod: unknown key; did you mean "record"? (allowed: listener, upstream, route, identity, network, policy, admin, peer, ioc, store, data_dir, node, record, record_text, limits, server, log)"#,
             r#"3: listener[0].address: "localhost:80" is not IP:PORT, such as 0.0.0.0:8443"#,
             r#"6: listener[1].proxy_protocol_from[0]: "10.0.0.1/8" has bits after its prefix; write 10.0.0.0/8"#,
             "6: listener[1].proxy_protocol_from[1]: is an integer, expected a string",
