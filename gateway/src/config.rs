@@ -33,6 +33,8 @@ pub struct Config {
     pub policies: Arc<PolicyStore>,
     /// Admin address and its secret.
     pub admin: Admin,
+    /// Where the gateways of a fleet meet; `None` for one that is alone.
+    pub redis: Option<Redis>,
     /// Trace recording, off when `None`.
     pub record: Option<Record>,
     /// Bounds and timeouts.
@@ -234,6 +236,34 @@ impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Secret(…)")
     }
+}
+
+/// The Redis or Valkey in which the gateways of a fleet meet.
+#[derive(Clone, Debug)]
+pub struct Redis {
+    /// Hosts and ports: of a Cluster any of its servers, otherwise the first that takes writes
+    /// counts. Never empty.
+    pub addresses: Vec<(String, u16)>,
+    /// Whether they speak TLS.
+    pub tls: bool,
+    /// Whether they are a Cluster.
+    pub cluster: bool,
+    /// ACL user; the default user when `None`.
+    pub username: Option<String>,
+    /// Its password.
+    pub password: Option<Secret>,
+    /// CA bundle instead of the system's roots.
+    pub ca: Option<PathBuf>,
+    /// Certificate that this gateway shows.
+    pub client_certificate: Option<Certificate>,
+    /// What every key begins with.
+    pub prefix: String,
+    /// Time between two looks at what others said, and between two reports of what was let through.
+    pub sync_interval: Duration,
+    /// Time between two rounds of account memory.
+    pub memory_interval: Duration,
+    /// How long Redis keeps an account that nobody sees.
+    pub keep: Duration,
 }
 
 /// Trace recording.

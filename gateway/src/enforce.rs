@@ -60,7 +60,8 @@ pub struct Enforcer {
     /// Accounts to be looked at.
     pub reviews: Queue,
     judge: Arc<Judge>,
-    throttle: Throttle,
+    /// The cells of all limits.
+    pub throttle: Arc<Throttle>,
     standings: Cache<AccountId, Arc<Standing>>,
     /// What must not be forgotten with a standing that is let go.
     kept: Mutex<HashMap<AccountId, Kept>>,
@@ -239,7 +240,7 @@ impl Enforcer {
             policies,
             reviews: Queue::default(),
             judge,
-            throttle: Throttle::new(key),
+            throttle: Arc::new(Throttle::new(key)),
             standings: Cache::new(STANDINGS_MAX),
             kept: Mutex::default(),
             takedowns: Log::default(),

@@ -340,6 +340,9 @@ pub const THROTTLE_CELLS_MAX: u64 = 1_000_000;
 /// Time after which a cell that nobody asked is let go; longer than any debt that matters.
 pub const THROTTLE_CELLS_IDLE: Duration = Duration::from_secs(900);
 
+/// Cells whose use the other gateways have yet to hear of; a further one is told of later.
+pub const THROTTLE_UNTOLD_MAX: usize = 65_536;
+
 /// Output tokens that are reserved at most when a request begins.
 pub const THROTTLE_RESERVE_TOKENS_MAX: u64 = 2_048;
 
@@ -375,3 +378,35 @@ pub const STORE_QUEUE_MAX: usize = 8_192;
 pub const STORE_GROUP_MAX: usize = 256;
 /// Commits that a slow reader of the feed may lag behind.
 pub const STORE_FEED_MAX: usize = 8_192;
+
+// fleet.rs
+/// Time for TCP, TLS and signing in at one server.
+pub const FLEET_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time for an answer.
+pub const FLEET_RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pause after a first failure; doubled after each further one.
+pub const FLEET_BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// Longest pause.
+pub const FLEET_BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Time between two looks at whether Redis is still the one it was.
+pub const FLEET_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Time for which the removal of a word is remembered.
+pub const FLEET_TOMBSTONES_KEPT: Duration = Duration::from_secs(30 * 86_400);
+/// About how many entries a stream in Redis keeps. Who falls further behind compares everything.
+pub const FLEET_FEED_MAX: usize = 100_000;
+/// Entries of a stream that are read at once.
+pub const FLEET_ENTRIES_MAX: usize = 1_000;
+/// Words that are read at once where everything is compared.
+pub const FLEET_WORDS_PAGE: usize = 500;
+/// Words of other gateways that are stored in one commit.
+pub const FLEET_TAKEN_IN_AT_ONCE: usize = 256;
+/// Longest key of a word.
+pub const FLEET_KEY_BYTES_MAX: usize = 1_024;
+/// Longest word; a larger one is not shared, and counted.
+pub const FLEET_WORD_BYTES_MAX: usize = 1024 * 1024;
+/// Longest name of a gateway.
+pub const FLEET_NAME_BYTES_MAX: usize = 128;
+/// Reports of what was let through that Redis keeps, about.
+pub const FLEET_USED_MAX: usize = 4_096;
+/// Cells in one of them.
+pub const FLEET_USED_CELLS_MAX: usize = 1_024;

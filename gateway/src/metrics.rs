@@ -42,6 +42,11 @@ pub const RELOAD_OUTCOMES: &[&str] = &["ok", "failed"];
 pub const SHED_PARTS: &[&str] = &["meaning", "answer"];
 /// `mode` of an action.
 pub const ACTION_MODES: &[&str] = &["taken", "shadow"];
+/// `kind` of a failure between gateways.
+pub const FLEET_ERRORS: &[&str] =
+    &["setting", "unreachable", "late", "refused", "unexpected", "store"];
+/// `part` of what gateways share that was left out.
+pub const FLEET_PARTS: &[&str] = &["word", "use", "fetch"];
 /// `layer` of a mark.
 pub const MARK_LAYERS: &[&str] = &["zero_width", "canary"];
 
@@ -134,6 +139,22 @@ pub struct Metrics {
     pub reviews_dropped: IntCounter,
     /// Prompts that held a mark or a canary of ours, by `layer` ([`MARK_LAYERS`]).
     pub marks_recognised: IntCounterVec,
+    /// Whether the other gateways are heard from: 0 or 1.
+    pub fleet_connected: IntGauge,
+    /// When they last were, unix seconds.
+    pub fleet_last_sync: Gauge,
+    /// Words, by `direction` ([`DIRECTIONS`]).
+    pub fleet_words: IntCounterVec,
+    /// Memories of accounts, by `direction` ([`DIRECTIONS`]).
+    pub fleet_contributions: IntCounterVec,
+    /// Bytes to and from Redis, by `direction` ([`DIRECTIONS`]).
+    pub fleet_bytes: IntCounterVec,
+    /// Failures between gateways, by `kind` ([`FLEET_ERRORS`]).
+    pub fleet_errors: IntCounterVec,
+    /// Comparisons of everything with what Redis holds.
+    pub fleet_reconciles: IntCounter,
+    /// What was not shared because there was too much of it, by `part` ([`FLEET_PARTS`]).
+    pub fleet_shed: IntCounterVec,
 }
 
 impl Metrics {
@@ -183,6 +204,14 @@ impl Metrics {
             judgement_duration: list.short_seconds("judgement_duration_seconds", "Judgement of a request before its upstream is asked", &[])?,
             reviews_dropped: list.counter("reviews_dropped_total", "Accounts pushed out of the review queue")?,
             marks_recognised: list.counters("marks_recognised_total", "Prompts that held a mark or a canary of ours", &["layer"])?,
+            fleet_connected: list.gauge("fleet_connected", "Whether the other gateways are heard from")?,
+            fleet_last_sync: list.number("fleet_last_sync_timestamp_seconds", "When the other gateways were last heard from, since the unix epoch")?,
+            fleet_words: list.counters("fleet_words_total", "Words sent to other gateways and taken from them", &["direction"])?,
+            fleet_contributions: list.counters("fleet_contributions_total", "Memories of accounts sent to other gateways and taken from them", &["direction"])?,
+            fleet_bytes: list.counters("fleet_bytes_total", "Bytes of what gateways share, without TLS and TCP", &["direction"])?,
+            fleet_errors: list.counters("fleet_errors_total", "Failures between gateways", &["kind"])?,
+            fleet_reconciles: list.counter("fleet_reconciles_total", "Comparisons of everything with what Redis holds")?,
+            fleet_shed: list.counters("fleet_shed_total", "What was not shared because there was too much of it", &["part"])?,
             registry: list.0,
         };
         metrics.start_at_zero();
@@ -212,6 +241,11 @@ impl Metrics {
             (&self.policy_reloads, RELOAD_OUTCOMES),
             (&self.judgements_shed, SHED_PARTS),
             (&self.marks_recognised, MARK_LAYERS),
+            (&self.fleet_words, DIRECTIONS),
+            (&self.fleet_contributions, DIRECTIONS),
+            (&self.fleet_bytes, DIRECTIONS),
+            (&self.fleet_errors, FLEET_ERRORS),
+            (&self.fleet_shed, FLEET_PARTS),
         ] {
             for value in values {
                 counters.with_label_values(&[value]).inc_by(0);
@@ -282,6 +316,10 @@ impl List {
 
     fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, Error> {
         self.register(IntGauge::new(named(name), help)?)
+    }
+
+    fn number(&self, name: &str, help: &str) -> Result<Gauge, Error> {
+        self.register(Gauge::new(named(name), help)?)
     }
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, Error> {
@@ -400,7 +438,7 @@ mod tests {
         let text = used().render();
         let families: Vec<(&str, &str)> =
             text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
-        assert_eq!(families.len(), 37 + 1 + 3, "{families:?}");
+        assert_eq!(families.len(), 37 + 8 + 1 + 3, "{families:?}");
         for (name, kind) in families {
             assert!(name.starts_with("stillgate_") || name.starts_with("process_"), "{name}");
             assert_eq!(name.ends_with("_total"), kind == "counter", "{name} is a {kind}");

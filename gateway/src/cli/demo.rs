@@ -233,6 +233,7 @@ fn config(
         })],
         networks: Arc::default(),
         policies: Arc::default(),
+        redis: None,
         identity: Identity {
             key: secrets.identity.clone().into(),
             jwt: None,

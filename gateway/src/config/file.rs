@@ -7,6 +7,8 @@
 //!
 //! Source: TOML 1.0. Relative paths in the file are relative to the file.
 
+mod redis;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -169,6 +171,7 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
     let networks = read_networks(&mut root);
     let policies = read_policies(&mut root);
     let admin = read_admin(&mut root, &listeners);
+    let redis = redis::read(&mut root);
     let record = read_record(&mut root);
     let limits = read_limits(&mut root);
     let server = read_server(&mut root);
@@ -182,6 +185,7 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
         networks: networks?,
         policies: policies?,
         admin: admin?,
+        redis: redis?,
         record,
         limits: limits?,
         server,
