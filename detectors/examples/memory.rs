@@ -100,6 +100,14 @@ fn measure(accounts: u32, median: f64) {
         of_pivots / held,
         resident / held
     );
+    let encoded = |id: &AccountId| engine.row(id).map_or(0, |row| row.encode().len());
+    let mut rows: Vec<usize> = engine.accounts().iter().map(|held| encoded(&held.id)).collect();
+    rows.sort_unstable();
+    println!(
+        "    bytes per stored row: {} on average, {} at most",
+        rows.iter().sum::<usize>() / held,
+        rows.last().unwrap_or(&0)
+    );
     println!(
         "    counted {:.2} GB, resident {:.2} GB; {:.1} us per exchange, the slowest {:.1} ms",
         (of_accounts + of_pivots) as f64 / 1e9,

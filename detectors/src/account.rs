@@ -7,7 +7,7 @@ use crate::finding::ramp;
 use crate::keyed::{self, Key};
 use crate::network::NetworkKind;
 use crate::seen::{Answered, Seen};
-use crate::sketch::{Histogram, Latest, Mark, Merge, Moments, Timed};
+use crate::sketch::{Histogram, Latest, Mark, Merge, Moments, Timed, count};
 
 /// Length of a slot of activity, in seconds.
 pub const SLOT_S: u32 = 300;
@@ -210,7 +210,7 @@ impl Memory {
             return;
         }
         self.prompted = self.prompted.saturating_add(1);
-        self.history += u32::from(seen.history && !seen.tool_turn);
+        count(&mut self.history, seen.history && !seen.tool_turn);
         self.prompt_chars.add(seen.prompt_chars);
     }
 

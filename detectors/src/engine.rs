@@ -4,6 +4,8 @@
 //! where a judgement of somebody else ties it to new company. So a fresh account inherits what its
 //! ties say from its first exchange on, and an old one costs next to nothing.
 
+mod fleet;
+
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -13,17 +15,20 @@ use crate::account::{self, Known, Recent};
 use crate::detector::{Context, Pace};
 use crate::event::{DnsLookup, EnforcementAction, Event, Profile};
 use crate::facts::Facts;
-use crate::fusion::{self, Contribution};
+use crate::fusion;
 use crate::keyed::{self, Key, KeyedState};
 use crate::list::{LIST, Memories};
 use crate::observation::{AccountId, Observation};
-use crate::pivot::{Family, Generations, Pivots};
+use crate::pivot::{self, Family, Generations, Pivots};
 use crate::policy::Policy;
 use crate::seen::{self, Answered, Arrived, Learnt, Pending, Seen};
 use crate::sketch::{Mark, Merge};
 use crate::snapshot::{self, Snapshot, WrongVersion};
 use crate::tier::{Held, Tier};
 use crate::ties::{self, Edge, Kind, Muted, Neighbour, Ties};
+
+pub use fleet::{AccountRow, Contribution, First};
+use fleet::{Changes, Own};
 
 /// Time after which a suspected account's next exchange has it judged again, so that a tier which
 /// nothing new supports is left though its account asks rarely.
@@ -47,22 +52,29 @@ const CLUSTER_MASS_MIN: f64 = 0.4;
 pub struct Account {
     /// Its pseudonym.
     pub id: AccountId,
-    /// What is remembered.
+    /// What is remembered, of other gateways too.
     pub memory: account::Memory,
-    /// What the detectors remember.
+    /// What the detectors remember, of other gateways too.
     pub memories: Memories,
+    /// The part of it that this gateway has seen itself; `None` where that is all of it, or none.
+    own: Option<Box<Own>>,
     /// Tier and suspicion.
     pub held: Held,
     /// The highest suspicion and tier reached.
     pub peak: (f64, Tier),
-    /// When each tier was first reached: unix milliseconds and the account's exchange, from 1.
-    pub first: [Option<(u64, u32)>; 5],
+    /// When each tier was first reached.
+    pub first: First,
     /// The cluster that its ties put it into.
     pub cluster: Option<u64>,
     /// Exchanges at the last judgement.
     judged_at: u32,
-    /// Somebody else's judgement tied it to new company.
+    /// Somebody else's judgement tied it to new company, or other gateways have told more of it.
     stale: bool,
+    /// Only other gateways have seen it.
+    elsewhere: bool,
+    /// Its key waits among the changes.
+    #[serde(skip)]
+    changed: bool,
 }
 
 /// A judgement.
@@ -83,7 +95,7 @@ pub struct Decision {
     /// The cluster that its ties put it into.
     pub cluster: Option<u64>,
     /// Every detector's part.
-    pub contributions: Vec<Contribution>,
+    pub contributions: Vec<fusion::Contribution>,
 }
 
 /// What came of a request's arrival.
@@ -124,6 +136,7 @@ pub struct Engine {
     releases: Vec<(u64, u64)>,
     /// The accounts of each cluster, by their keys: found again from the accounts, so not saved.
     clusters: HashMap<u64, Vec<u64>, KeyedState>,
+    changes: Changes,
 }
 
 impl Engine {
@@ -141,6 +154,7 @@ impl Engine {
             resolvers: Generations::new(policy.memory.accounts_max),
             releases: Vec::new(),
             clusters: HashMap::default(),
+            changes: Changes::default(),
             policy,
         }
     }
@@ -187,17 +201,14 @@ impl Engine {
             Event::Dns(lookup) => self.lookup(lookup),
             Event::ModelRelease(release) => {
                 let model = keyed::hash(&self.key, release.model.as_bytes());
-                self.releases.push((release.at_ms, model));
-                if self.releases.len() > RELEASES_MAX {
-                    self.releases.remove(0);
-                }
+                self.release((release.at_ms, model));
             }
             Event::Enforcement(enforcement) => {
                 let key = self.account_key(&enforcement.account);
-                if enforcement.action == EnforcementAction::Suspend
-                    && let Some(account) = self.accounts.get_mut(key)
-                {
-                    account.memory.suspended.add(enforcement.at_ms);
+                if enforcement.action == EnforcementAction::Suspend {
+                    let account = touch(&mut self.accounts, key, &enforcement.account);
+                    account.note(|memory, _| memory.suspended.add(enforcement.at_ms));
+                    self.mark(key);
                 }
             }
         }
@@ -251,7 +262,7 @@ impl Engine {
     /// Bytes held: accounts, shared values.
     #[must_use]
     pub fn memory_bytes(&self) -> (usize, usize) {
-        let of = |account: &Account| size_of::<Account>() + 48 + account.memory.heap_bytes();
+        let of = |account: &Account| size_of::<Account>() + 48 + account.heap_bytes();
         let accounts = self.accounts.iter().map(|(_, account)| of(account)).sum::<usize>();
         (accounts + self.accounts.table_bytes(), self.pivots.memory_bytes())
     }
@@ -264,18 +275,7 @@ impl Engine {
         let mut accounts: Vec<_> = other.accounts.iter().collect();
         accounts.sort_unstable_by_key(|(key, _)| *key);
         for (key, theirs) in accounts {
-            let mut fresh = false;
-            let mine = self.accounts.touch(key, || {
-                fresh = true;
-                theirs.clone()
-            });
-            if !fresh {
-                mine.memory.merge(&theirs.memory);
-                mine.memories.merge(&theirs.memories);
-                if theirs.held.at_ms > mine.held.at_ms {
-                    mine.held = theirs.held;
-                }
-            }
+            self.join(key, (**theirs).clone());
         }
         self.index_clusters();
         for (address, theirs) in other.resolvers.iter() {
@@ -284,13 +284,15 @@ impl Engine {
                 *mine = *theirs;
             }
         }
-        for (at_ms, model) in &other.releases {
-            if !self.releases.contains(&(*at_ms, *model)) {
-                self.releases.push((*at_ms, *model));
-            }
+        other.releases.iter().for_each(|release| self.release(*release));
+    }
+
+    /// Takes in a release, unix milliseconds and the model's hash, however often it is told.
+    fn release(&mut self, release: (u64, u64)) {
+        if let Err(place) = self.releases.binary_search(&release) {
+            self.releases.insert(place, release);
+            self.releases.drain(..self.releases.len().saturating_sub(RELEASES_MAX));
         }
-        self.releases.sort_unstable();
-        self.releases.drain(..self.releases.len().saturating_sub(RELEASES_MAX));
     }
 
     /// What this engine remembers. What it has learnt of the server's ServerHellos it learns again.
@@ -318,8 +320,7 @@ impl Engine {
         }
         for account in saved.accounts {
             let key = self.account_key(&account.id);
-            let id = account.id.clone();
-            *self.touch(key, &id) = account;
+            self.join(key, account);
         }
         for (family, value, pivot) in saved.pivots {
             self.pivots.restore(family, value, pivot);
@@ -327,7 +328,7 @@ impl Engine {
         for (address, mark) in saved.resolvers {
             self.resolvers.touch(address, || mark);
         }
-        self.releases = saved.releases;
+        saved.releases.into_iter().for_each(|release| self.release(release));
         self.index_clusters();
         Ok(())
     }
@@ -345,36 +346,16 @@ impl Engine {
         keyed::hash(&self.key, id.as_str().as_bytes())
     }
 
-    fn touch(&mut self, key: u64, id: &AccountId) -> &mut Account {
-        self.accounts.touch(key, || {
-            Box::new(Account {
-                id: id.clone(),
-                memory: account::Memory::default(),
-                memories: Memories::default(),
-                held: Held::default(),
-                peak: (0.0, Tier::None),
-                first: [None; 5],
-                cluster: None,
-                judged_at: 0,
-                stale: false,
-            })
-        })
-    }
-
     fn profile(&mut self, profile: &Profile) {
         let key = self.account_key(&profile.account);
         let known = Known::of(profile, &self.key);
-        let account = self.touch(key, &profile.account);
-        account.memory.known.merge(&known);
-        let (customer, known) = (account.memory.customer(key), account.memory.known);
-        let births = ties::bin_births(&account.memory);
-        let at_s = u32::try_from(profile.at_ms / 1000).unwrap_or(u32::MAX);
-        if let Some(payment) = known.payment {
-            self.pivots.add(Family::Payment, payment, key, customer, at_s);
-        }
-        for value in births.into_iter().flatten() {
-            self.pivots.add(Family::BinBirth, value, key, customer, at_s);
-        }
+        let account = touch(&mut self.accounts, key, &profile.account);
+        account.note(|memory, _| memory.known.merge(&known));
+        let customer = account.memory.customer(key);
+        pivot::profile_values(&account.memory, |family, value, at_s| {
+            self.pivots.add(family, value, key, customer, at_s);
+        });
+        self.mark(key);
     }
 
     fn lookup(&mut self, lookup: &DnsLookup) {
@@ -418,8 +399,8 @@ impl Engine {
     pub fn answered(&mut self, id: &AccountId, exchange: &str, answered: &Answered) {
         let key = self.account_key(id);
         if let Some(account) = self.accounts.get_mut(key) {
-            account.memory.note_answer(seen::exchange_key(exchange, &self.key), answered);
-            account.memories.note_answer(answered);
+            account.note_answer(seen::exchange_key(exchange, &self.key), answered);
+            self.mark(key);
         }
     }
 
@@ -431,16 +412,18 @@ impl Engine {
         self.note_meaning(key, &seen);
         let answered = Answered::of(&observation.answer);
         if let Some(account) = self.accounts.get_mut(key) {
-            account.memory.note_answer(seen.id, &answered);
-            account.memories.note_answer(&answered);
+            account.note_answer(seen.id, &answered);
         }
         if due { self.judge(key, seen.at_ms, false) } else { None }
     }
 
     fn note_meaning(&mut self, key: u64, seen: &Seen) {
         if let Some(account) = self.accounts.get_mut(key) {
-            account.memory.note_topic(seen);
-            account.memories.note(seen, Pace::Background);
+            account.note(|memory, memories| {
+                memory.note_topic(seen);
+                memories.note(seen, Pace::Background);
+            });
+            self.mark(key);
         }
     }
 
@@ -459,9 +442,11 @@ impl Engine {
                 }
             }
         }
-        let account = self.touch(key, id);
-        account.memory.note(&seen);
-        account.memories.note(&seen, Pace::Inline);
+        let account = touch(&mut self.accounts, key, id);
+        account.note(|memory, memories| {
+            memory.note(&seen);
+            memories.note(&seen, Pace::Inline);
+        });
         let customer = account.memory.customer(key);
         let aged = account.held.tier > Tier::None
             && seen.at_ms.saturating_sub(account.held.at_ms) >= REJUDGED_MS;
@@ -485,6 +470,7 @@ impl Engine {
                 self.pivots.add(family, value, key, customer, at_s);
             }
         }
+        self.mark(key);
         (seen, due)
     }
 
@@ -529,6 +515,9 @@ impl Engine {
         account.judged_at = account.memory.requests;
         account.stale = false;
         let cluster_before = std::mem::replace(&mut account.cluster, cluster);
+        if let Some(own) = &mut account.own {
+            own.cluster = cluster;
+        }
         let tier = account.held.tier;
         account.peak = (account.peak.0.max(suspicion), account.peak.1.max(tier));
         for reached in Tier::ALL.into_iter().skip(1).filter(|reached| *reached <= tier) {
@@ -544,6 +533,7 @@ impl Engine {
             cluster,
             contributions,
         };
+        self.mark(key);
         self.join_cluster(key, cluster_before, cluster);
         Some(decision)
     }
@@ -603,6 +593,15 @@ impl Engine {
     }
 }
 
+/// What is held of an account, from now on if nothing is.
+fn touch<'a>(
+    accounts: &'a mut Generations<Box<Account>>,
+    key: u64,
+    id: &AccountId,
+) -> &'a mut Account {
+    accounts.touch(key, || Box::new(Account::new(id.clone())))
+}
+
 /// Accounts and organisations that a policy never judges, by their hashes.
 fn allowed(policy: &Policy, key: &Key) -> Vec<u64> {
     let allow = policy.allow.accounts.iter().chain(&policy.allow.organisations);
@@ -622,7 +621,7 @@ fn muted(policy: &Policy) -> Muted {
 
 /// Whether an account with so many exchanges is to be judged again.
 fn is_due(requests: u32, judged_at: u32) -> bool {
-    requests <= 6 || requests >= judged_at + (judged_at / 5).max(2)
+    requests <= 6 || requests >= judged_at.saturating_add((judged_at / 5).max(2))
 }
 
 #[cfg(test)]
@@ -655,8 +654,8 @@ mod tests {
         let ids: Vec<AccountId> = ["a", "b", "c"].iter().map(|id| AccountId::new(*id)).collect();
         let keys: Vec<u64> = ids.iter().map(|id| engine.account_key(id)).collect();
         let put = |engine: &mut Engine, place: usize, label: Option<u64>| {
-            let before = engine.touch(keys[place], &ids[place]).cluster;
-            engine.touch(keys[place], &ids[place]).cluster = label;
+            let account = touch(&mut engine.accounts, keys[place], &ids[place]);
+            let before = std::mem::replace(&mut account.cluster, label);
             engine.join_cluster(keys[place], before, label);
         };
         for (place, label) in [(0, Some(7)), (1, Some(7)), (2, Some(9)), (1, Some(9)), (2, Some(9))]

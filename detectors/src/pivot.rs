@@ -9,8 +9,10 @@
 use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 
+use crate::account::Memory;
 use crate::keyed::KeyedState;
 use crate::sketch::{Distinct, Latest, Mark, Merge};
+use crate::ties;
 
 /// Members that a pivot remembers.
 pub const MEMBERS_MAX: usize = 24;
@@ -75,6 +77,44 @@ impl Family {
             Self::Second => "second of arrival",
             Self::Resolver => "resolver",
         }
+    }
+}
+
+/// What an account's memory shares with others' as far as it still tells: each value with when it
+/// was last seen, unix seconds. Noting the account's exchanges and profiles has added the same.
+pub fn shared_values(memory: &Memory, mut each: impl FnMut(Family, u64, u32)) {
+    profile_values(memory, &mut each);
+    let marks = [
+        (Family::Address, memory.addresses.iter()),
+        (Family::Subnet, memory.subnets.iter()),
+        (Family::System, memory.systems.iter()),
+        (Family::Shape, memory.shapes.iter()),
+        (Family::Rig, memory.rigs.iter()),
+        (Family::Resolver, memory.resolvers.iter()),
+    ];
+    for (family, marks) in marks {
+        marks.for_each(|mark| each(family, mark.key(), mark.at_s));
+    }
+    for recent in memory.recent.iter() {
+        let at_s = recent.at_s();
+        each(Family::Second, recent.second(), at_s);
+        let [first, last] = recent.frames;
+        let texts =
+            [(Family::Prompt, recent.prompt), (Family::Frame, first), (Family::Frame, last)];
+        for (family, hash) in texts.into_iter().filter(|(_, hash)| *hash != 0) {
+            each(family, u64::from(hash), at_s);
+        }
+    }
+}
+
+/// The part of [`shared_values`] that an operator told.
+pub fn profile_values(memory: &Memory, mut each: impl FnMut(Family, u64, u32)) {
+    let at_s = u32::try_from(memory.known.at_ms / 1000).unwrap_or(u32::MAX);
+    if let Some(payment) = memory.known.payment {
+        each(Family::Payment, payment, at_s);
+    }
+    for value in ties::bin_births(memory).into_iter().flatten() {
+        each(Family::BinBirth, value, at_s);
     }
 }
 

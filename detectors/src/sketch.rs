@@ -36,6 +36,31 @@ impl Merge for crate::client::PermutationWatch {
     }
 }
 
+/// Counts one more where `more` holds. What others counted may have filled the count.
+pub fn count(counted: &mut u32, more: bool) {
+    *counted = counted.saturating_add(u32::from(more));
+}
+
+/// A list that its kind cannot hold: too long, out of order, or with one key twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a list of {length} that ought to be sorted, without doubles and of at most {max}")]
+pub struct Unsound {
+    length: usize,
+    max: usize,
+}
+
+impl Unsound {
+    /// Refuses a list longer than `max`, or of which some item does not come before its next.
+    pub(crate) fn check<T>(
+        list: &[T],
+        max: usize,
+        sorted: impl Fn(&T, &T) -> bool,
+    ) -> Result<(), Self> {
+        let sound = list.len() <= max && list.windows(2).all(|pair| sorted(&pair[0], &pair[1]));
+        if sound { Ok(()) } else { Err(Self { length: list.len(), max }) }
+    }
+}
+
 /// Counts by a small index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Histogram<const N: usize>(#[serde(with = "array")] [u16; N]);
@@ -187,12 +212,24 @@ pub trait Timed: Clone {
 
 /// The `N` latest of keyed items, at most one for each key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "Vec<T>", bound(deserialize = "T: Timed + Deserialize<'de>"))]
 pub struct Latest<T, const N: usize>(Vec<T>);
 
 impl<T, const N: usize> Default for Latest<T, N> {
     fn default() -> Self {
         Self(Vec::new())
+    }
+}
+
+impl<T: Timed, const N: usize> TryFrom<Vec<T>> for Latest<T, N> {
+    type Error = Unsound;
+
+    fn try_from(items: Vec<T>) -> Result<Self, Unsound> {
+        let mut keys: Vec<u64> = items.iter().map(Timed::key).collect();
+        keys.sort_unstable();
+        Unsound::check(&keys, N, |one, next| one < next)?;
+        Unsound::check(&items, N, |one, next| (one.at(), one.key()) < (next.at(), next.key()))?;
+        Ok(Self(items))
     }
 }
 
@@ -279,6 +316,7 @@ impl<T: Timed, const N: usize> Merge for Latest<T, N> {
         }
         self.0.sort_unstable_by_key(|item| (item.at(), item.key()));
         self.0.drain(..self.0.len().saturating_sub(N));
+        self.0.shrink_to_fit();
     }
 }
 
@@ -322,12 +360,21 @@ impl Timed for Mark {
 /// of Bar-Yossef et al., "Counting distinct elements in a data stream", 2002; standard error about
 /// `1 / sqrt(N - 2)`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "Vec<u32>")]
 pub struct Distinct<const N: usize>(Vec<u32>);
 
 impl<const N: usize> Default for Distinct<N> {
     fn default() -> Self {
         Self(Vec::new())
+    }
+}
+
+impl<const N: usize> TryFrom<Vec<u32>> for Distinct<N> {
+    type Error = Unsound;
+
+    fn try_from(smallest: Vec<u32>) -> Result<Self, Unsound> {
+        Unsound::check(&smallest, N, |one, next| one < next)?;
+        Ok(Self(smallest))
     }
 }
 

@@ -99,6 +99,10 @@ pub struct Held {
     pub suspicion: f64,
     /// When that was, unix milliseconds.
     pub at_ms: u64,
+    /// When the suspicion would have been 1, going back along its decay: unix milliseconds, 0 for
+    /// none. Of two it says which is higher at any time, and it stays exactly the same while a
+    /// suspicion only fades.
+    certain_ms: u64,
 }
 
 impl Held {
@@ -112,13 +116,29 @@ impl Held {
     /// Takes a new judgement: a tier is reached at once and left late. What was held fades with its
     /// half-life, whatever has slid out of the bounded memory since.
     pub fn judge(&mut self, suspicion: f64, now_ms: u64, thresholds: &Thresholds) {
-        let suspicion = suspicion.max(self.decayed(now_ms, thresholds));
+        let decayed = self.decayed(now_ms, thresholds);
+        if suspicion > decayed {
+            let half_life_ms = thresholds.half_life_hours.max(1e-3) * 3_600_000.0;
+            let certain_ms = (now_ms as f64 + half_life_ms * suspicion.log2()) as u64;
+            self.certain_ms = self.certain_ms.max(certain_ms);
+        }
+        let suspicion = suspicion.max(decayed);
         let reached = thresholds.tier(suspicion);
         if reached >= self.tier || suspicion < thresholds.least(self.tier) - thresholds.hysteresis {
             self.tier = reached;
         }
         self.suspicion = suspicion;
         self.at_ms = now_ms;
+    }
+
+    /// Takes what another gateway holds where that is higher, or where it is the same that was
+    /// judged again since. So no tier is lowered that somebody has just raised, a tier that was left
+    /// is left everywhere, and whoever takes in the same holds the same, in any order.
+    pub fn join(&mut self, other: &Self) {
+        let rank = |held: &Self| (held.certain_ms, held.at_ms, held.tier, held.suspicion.to_bits());
+        if rank(other) > rank(self) {
+            *self = *other;
+        }
     }
 }
 
@@ -146,10 +166,41 @@ mod tests {
     }
 
     #[test]
+    fn gateways_hold_the_same_whatever_comes_first() {
+        let (thresholds, day_ms) = (Thresholds::default(), 24 * 3_600_000);
+        let judged = |mut held: Held, suspicion: f64, days: u64| {
+            held.judge(suspicion, days * day_ms, &thresholds);
+            held
+        };
+        let joined = |one: &Held, other: &Held| {
+            let mut joined = *one;
+            joined.join(other);
+            joined
+        };
+        let raised = judged(Held::default(), 0.8, 9);
+        let low = judged(Held::default(), 0.4, 9);
+        let faded = judged(raised, 0.1, 10);
+        let raised_again = judged(faded, 0.9, 11);
+        assert_eq!((faded.tier, faded.suspicion), (Tier::Low, 0.4));
+        for (one, other, expected) in [
+            (raised, low, raised),
+            // Judged later elsewhere, and still lower than what is left.
+            (raised, judged(low, 0.36, 10), raised),
+            (raised, judged(low, 0.6, 10), judged(low, 0.6, 10)),
+            // The same, judged again since.
+            (raised, faded, faded),
+            (raised_again, faded, raised_again),
+            (Held::default(), low, low),
+        ] {
+            assert_eq!((joined(&one, &other), joined(&other, &one)), (expected, expected));
+        }
+    }
+
+    #[test]
     fn silence_halves_what_is_held() {
         let thresholds = Thresholds::default();
         let day_ms = 24 * 3_600_000;
-        let mut held = Held { tier: Tier::High, suspicion: 0.8, at_ms: 0 };
+        let mut held = Held { tier: Tier::High, suspicion: 0.8, ..Held::default() };
         assert_eq!(held.decayed(day_ms, &thresholds), 0.4);
         held.judge(0.0, day_ms, &thresholds);
         assert_eq!((held.tier, held.suspicion), (Tier::Low, 0.4));

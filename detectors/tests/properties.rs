@@ -11,14 +11,15 @@ use std::sync::{Arc, LazyLock};
 use corpus::{END_MS, Label};
 use detectors::account;
 use detectors::detector::Pace;
-use detectors::engine::{Decision, Engine};
+use detectors::engine::{AccountRow, Contribution, Decision, Engine};
 use detectors::facts::Facts;
 use detectors::list::{LIST, Memories};
 use detectors::policy::Policy;
 use detectors::seen::{Answered, ClientSeen, Seen, TextSeen};
 use detectors::sketch::Merge;
-use detectors::snapshot::{Snapshot, VERSION, WrongVersion};
+use detectors::snapshot::{ENCODED_BYTES_MAX, RowError, Snapshot, VERSION, WrongVersion};
 use detectors::text::FAMILIES;
+use detectors::tier::{Held, Tier};
 use detectors::{
     AccountId, Answer, Conversation, DnsLookup, DnsTransport, Enforcement, EnforcementAction,
     Event, FamilySet, Finish, Format, HeaderField, Http2Capture, HttpCapture, HttpVersion,
@@ -622,6 +623,22 @@ fn the_end_of_time_does_not_make_it_panic() {
     assert_sound(&events, 0);
 }
 
+#[test]
+fn rows_of_others_are_refused() {
+    let written = row(&[], &[]).encode();
+    let refused =
+        |bytes: &[u8]| AccountRow::decode(bytes).expect_err("it is not as it was written");
+    assert_eq!(refused(&[]), RowError::Version { found: None });
+    let (found, newer) = (VERSION as u8 + 1, [&[VERSION as u8 + 1], &written[1..]].concat());
+    assert_eq!(refused(&newer), RowError::Version { found: Some(found) });
+    assert_eq!(refused(&[&written[..], &[0, 0]].concat()), RowError::Trailing { bytes: 2 });
+    let bytes = ENCODED_BYTES_MAX + 1;
+    assert_eq!(refused(&vec![VERSION as u8; bytes]), RowError::TooLong { bytes });
+    assert!(matches!(refused(&written[..written.len() - 1]), RowError::Damaged(_)));
+    let told = Contribution { peak: (f64::NAN, Tier::None), ..contribution(&[]) };
+    assert_eq!(Contribution::decode(&told.encode()), Err(RowError::Suspicion));
+}
+
 fn quick(cases: u32) -> ProptestConfig {
     // The same cases on every run: a failure can be had again.
     let (failure_persistence, rng_seed) = (None, RngSeed::Fixed(1));
@@ -711,6 +728,58 @@ fn remembered(seen: &[Seen]) -> (account::Memory, Memories) {
     (memory, memories)
 }
 
+fn contribution(seen: &[Seen]) -> Contribution {
+    let (memory, memories) = remembered(seen);
+    Contribution {
+        account: AccountId::new("a"),
+        memory,
+        memories,
+        held: Held::default(),
+        peak: (0.5, Tier::Low),
+        first: [None, Some((1, 2)), None, None, None],
+        cluster: Some(u64::MAX),
+    }
+}
+
+/// An account that has been seen here and elsewhere, as it is stored.
+fn row(here: &[Seen], elsewhere: &[Seen]) -> AccountRow {
+    let id = AccountId::new("a");
+    let mut engine = engine(Policy::default());
+    engine.take_in(&contribution(elsewhere));
+    engine.observe(&exchange_of("a"));
+    let mut row = engine.row(&id).expect("it was told of");
+    (row.memory, row.memories) = remembered(here);
+    engine.adopt(row);
+    engine.row(&id).expect("it was told of")
+}
+
+fn exchange_of(account: &str) -> Event {
+    let exchange = EVENTS.iter().find_map(|event| match event {
+        Event::Exchange(observation) => Some(observation.clone()),
+        _ => None,
+    });
+    let mut observation = exchange.expect("the corpus has exchanges");
+    observation.account = Some(AccountId::new(account));
+    Event::Exchange(observation)
+}
+
+/// A change to bytes on their way: one set, one put in, or the end cut off.
+fn damage() -> impl Strategy<Value = (u8, usize, u8)> {
+    (0u8..3, any::<usize>(), prop_oneof![Just(0), Just(0x7f), Just(0xff), any::<u8>()])
+}
+
+fn damaged(mut bytes: Vec<u8>, changes: &[(u8, usize, u8)]) -> Vec<u8> {
+    for (kind, place, byte) in changes {
+        let place = place % (bytes.len() + 1);
+        match kind {
+            0 => bytes.insert(place, *byte),
+            1 if place < bytes.len() => bytes[place] = *byte,
+            _ => bytes.truncate(place.max(bytes.len() / 2)),
+        }
+    }
+    bytes
+}
+
 fn merged<T: Merge + Clone>(one: &T, other: &T) -> T {
     let mut joined = one.clone();
     joined.merge(other);
@@ -760,6 +829,50 @@ proptest! {
         let written = serde_json::to_string(&(&memory, &memories)).unwrap();
         let read: (account::Memory, Memories) = serde_json::from_str(&written).unwrap();
         prop_assert!(read == (memory, memories));
+    }
+
+    #[test]
+    fn rows_and_contributions_survive_being_encoded(
+        here in proptest::collection::vec(seen(12), 0..50),
+        elsewhere in proptest::collection::vec(seen(12), 0..50),
+    ) {
+        let (row, told) = (row(&here, &elsewhere), contribution(&here));
+        prop_assert!(row.encode().len() < ENCODED_BYTES_MAX / 2);
+        prop_assert!(AccountRow::decode(&row.encode()) == Ok(row));
+        prop_assert!(Contribution::decode(&told.encode()) == Ok(told));
+    }
+
+    #[test]
+    fn damaged_rows_are_refused_or_harmless(
+        here in proptest::collection::vec(seen(12), 0..50),
+        changes in proptest::collection::vec(damage(), 1..4),
+        // A version and anything.
+        noise in proptest::collection::vec(any::<u8>(), 0..400),
+    ) {
+        let written = [row(&here, &here).encode(), contribution(&here).encode()];
+        let [row, told] = written.map(|bytes| damaged(bytes, &changes));
+        let noise = [vec![VERSION as u8], noise].concat();
+        let mut engine = engine(Policy::default());
+        for bytes in [&row, &noise] {
+            if let Ok(row) = AccountRow::decode(bytes) {
+                engine.adopt(row.clone());
+                engine.adopt(row);
+            }
+        }
+        for bytes in [&told, &noise] {
+            if let Ok(told) = Contribution::decode(bytes) {
+                engine.take_in(&told);
+            }
+        }
+        let whose = engine.accounts().iter().map(|held| held.id.clone()).collect::<Vec<_>>();
+        for id in whose {
+            for _ in 0..3 {
+                engine.observe(&exchange_of(id.as_str()));
+            }
+            let judged = engine.judge_now(&id, END_MS).expect("it is held");
+            prop_assert!((0.0..=1.0).contains(&judged.suspicion));
+            prop_assert!(engine.row(&id).is_some_and(|row| !row.encode().is_empty()));
+        }
     }
 
     #[test]

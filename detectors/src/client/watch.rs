@@ -20,6 +20,7 @@ use siphasher::sip::SipHasher13;
 use super::facts::{ClientFacts, ClientKind};
 use super::{ClientReading, Contradiction, ContradictionKind};
 use crate::TlsCapture;
+use crate::sketch::Unsound;
 
 /// Hellos (by JA4) that one memory tells apart.
 const TRACKS_MAX: usize = 3;
@@ -43,9 +44,25 @@ const FIXED_STRENGTH: f32 = 0.7;
 /// Merging is commutative, associative and idempotent: sets keep their smallest hashes, time is a
 /// set of slots and two ends.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "Vec<Track>", try_from = "Vec<Track>")]
 pub struct PermutationWatch {
     /// Sorted by the hash of JA4, the smallest kept.
     tracks: Vec<Track>,
+}
+
+impl From<PermutationWatch> for Vec<Track> {
+    fn from(watch: PermutationWatch) -> Self {
+        watch.tracks
+    }
+}
+
+impl TryFrom<Vec<Track>> for PermutationWatch {
+    type Error = Unsound;
+
+    fn try_from(tracks: Vec<Track>) -> Result<Self, Unsound> {
+        Unsound::check(&tracks, TRACKS_MAX, |one, next| one.ja4 < next.ja4)?;
+        Ok(Self { tracks })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,7 +191,7 @@ impl Track {
 
 /// The smallest of the hashes seen. Which ones are kept does not depend on the order of arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "Vec<u64>", from = "Vec<u64>")]
+#[serde(into = "Vec<u64>", try_from = "Vec<u64>")]
 struct Smallest<const N: usize>([u64; N]);
 
 impl<const N: usize> From<Smallest<N>> for Vec<u64> {
@@ -183,11 +200,14 @@ impl<const N: usize> From<Smallest<N>> for Vec<u64> {
     }
 }
 
-impl<const N: usize> From<Vec<u64>> for Smallest<N> {
-    fn from(hashes: Vec<u64>) -> Self {
+impl<const N: usize> TryFrom<Vec<u64>> for Smallest<N> {
+    type Error = Unsound;
+
+    fn try_from(hashes: Vec<u64>) -> Result<Self, Unsound> {
+        Unsound::check(&hashes, N, |one, next| one < next)?;
         let mut smallest = Self::default();
         hashes.into_iter().for_each(|hash| smallest.insert(hash));
-        smallest
+        Ok(smallest)
     }
 }
 

@@ -14,6 +14,7 @@ use crate::detector::{Context, Detector, Pace};
 use crate::finding::{Finding, ramp};
 use crate::merge_fields;
 use crate::seen::Seen;
+use crate::sketch::count;
 use crate::text::Family;
 
 /// The detector.
@@ -41,9 +42,10 @@ impl Detector for Cot {
     fn note(memory: &mut Memory, seen: &Seen) {
         let text = &seen.text;
         let asked = text.phrase(Family::CotElicitation);
-        memory.elicited += (f64::from(asked) * 100.0) as u64;
+        let hundredths = (f64::from(asked) * 100.0) as u64;
+        memory.elicited = memory.elicited.saturating_add(hundredths);
         let behind = text.phrase(Family::ReasoningBehindAnswer);
-        memory.behind += u32::from(behind > 0.5);
+        count(&mut memory.behind, behind > 0.5);
     }
 
     fn judge(memory: &Memory, context: &Context<'_>) -> Finding {

@@ -12,6 +12,7 @@ use crate::finding::Finding;
 use crate::merge_fields;
 use crate::pivot::Family;
 use crate::seen::Seen;
+use crate::sketch::count;
 use crate::ties::Kind;
 
 /// The detector.
@@ -36,7 +37,7 @@ impl Detector for DnsTransport {
     const FAMILIES: &'static [Family] = &[Family::Resolver];
 
     fn note(memory: &mut Memory, seen: &Seen) {
-        memory.encrypted += u32::from(seen.resolver.is_some());
+        count(&mut memory.encrypted, seen.resolver.is_some());
     }
 
     fn judge(memory: &Memory, context: &Context<'_>) -> Finding {

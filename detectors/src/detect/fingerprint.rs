@@ -48,7 +48,8 @@ impl Detector for Fingerprint {
 
     fn note(memory: &mut Memory, seen: &Seen) {
         memory.checked = memory.checked.saturating_add(1);
-        memory.contradiction += (f64::from(seen.client.strength) * 100.0) as u64;
+        let hundredths = (f64::from(seen.client.strength) * 100.0) as u64;
+        memory.contradiction = memory.contradiction.saturating_add(hundredths);
         memory.families.merge(seen.client.families);
         memory.permutation.merge(&seen.client.permutation);
     }

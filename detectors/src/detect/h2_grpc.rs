@@ -13,6 +13,7 @@ use crate::detector::{Context, Detector, Pace};
 use crate::finding::{Finding, ramp};
 use crate::merge_fields;
 use crate::seen::Seen;
+use crate::sketch::count;
 
 /// The detector.
 #[derive(Debug)]
@@ -41,9 +42,10 @@ impl Detector for H2Grpc {
 
     fn note(memory: &mut Memory, seen: &Seen) {
         memory.checked = memory.checked.saturating_add(1);
-        memory.contradiction += (f64::from(seen.client.http2) * 100.0) as u64;
-        memory.bulk += u32::from(seen.client.bulk_window);
-        memory.grpc += u32::from(seen.client.grpc);
+        let hundredths = (f64::from(seen.client.http2) * 100.0) as u64;
+        memory.contradiction = memory.contradiction.saturating_add(hundredths);
+        count(&mut memory.bulk, seen.client.bulk_window);
+        count(&mut memory.grpc, seen.client.grpc);
     }
 
     fn judge(memory: &Memory, context: &Context<'_>) -> Finding {

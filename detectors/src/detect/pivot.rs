@@ -14,6 +14,7 @@ use crate::detector::{Context, Detector, Pace};
 use crate::finding::{Finding, ramp};
 use crate::merge_fields;
 use crate::seen::Seen;
+use crate::sketch::count;
 
 /// The detector.
 #[derive(Debug)]
@@ -41,9 +42,9 @@ impl Detector for Pivot {
 
     fn note(memory: &mut Memory, seen: &Seen) {
         match seen.released_h {
-            Some(hours) if hours < 24.0 => memory.fresh += 1,
-            _ if seen.any_release => memory.stale += 1,
-            _ => memory.before += 1,
+            Some(hours) if hours < 24.0 => count(&mut memory.fresh, true),
+            _ if seen.any_release => count(&mut memory.stale, true),
+            _ => count(&mut memory.before, true),
         }
     }
 

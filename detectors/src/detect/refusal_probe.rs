@@ -12,7 +12,7 @@ use crate::detector::{Context, Detector, Pace};
 use crate::finding::{Finding, ramp};
 use crate::merge_fields;
 use crate::seen::{Answered, Seen};
-use crate::sketch::Histogram;
+use crate::sketch::{Histogram, count};
 
 /// The detector.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl Detector for RefusalProbe {
     }
 
     fn note_answer(memory: &mut Memory, answered: &Answered) {
-        memory.refused += u32::from(answered.refused);
+        count(&mut memory.refused, answered.refused);
     }
 
     fn judge(memory: &Memory, context: &Context<'_>) -> Finding {

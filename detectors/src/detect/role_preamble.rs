@@ -15,6 +15,7 @@ use crate::finding::{Finding, ramp};
 use crate::merge_fields;
 use crate::pivot;
 use crate::seen::Seen;
+use crate::sketch::count;
 use crate::text::Family;
 use crate::ties::Kind;
 
@@ -45,7 +46,7 @@ impl Detector for RolePreamble {
         // Each alone stands in many honest prompts.
         let signs =
             [has(Family::NeverRefuse), has(Family::AlwaysComplete), seen.task_chain && !seen.tools];
-        memory.compound += u32::from(signs.iter().filter(|sign| **sign).count() >= 2);
+        count(&mut memory.compound, signs.iter().filter(|sign| **sign).count() >= 2);
     }
 
     fn judge(memory: &Memory, context: &Context<'_>) -> Finding {

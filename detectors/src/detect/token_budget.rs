@@ -12,7 +12,7 @@ use crate::detector::{Context, Detector, Pace};
 use crate::finding::{Finding, ramp};
 use crate::merge_fields;
 use crate::seen::Seen;
-use crate::sketch::Histogram;
+use crate::sketch::{Histogram, count};
 
 /// A bound from here on asks for about all that models of today give in one answer, tokens.
 const LARGE: u64 = 8_000;
@@ -44,9 +44,9 @@ impl Detector for TokenBudget {
     fn note(memory: &mut Memory, seen: &Seen) {
         if let Some(bound) = seen.max_tokens {
             memory.octaves.add(bound.max(1).ilog2() as usize);
-            memory.large += u32::from(bound >= LARGE);
+            count(&mut memory.large, bound >= LARGE);
         }
-        memory.sampled += u32::from(seen.samples > 1);
+        count(&mut memory.sampled, seen.samples > 1);
     }
 
     fn judge(memory: &Memory, context: &Context<'_>) -> Finding {

@@ -31,7 +31,8 @@ impl Detector for Velocity {
             five_minutes = five_minutes.max(slot.count);
             let from = slot.slot.saturating_sub(11);
             let within = account.slots.iter().take(index + 1).filter(|other| other.slot >= from);
-            hour = hour.max(within.map(|other| other.count).sum());
+            let counts = within.map(|other| other.count);
+            hour = hour.max(counts.fold(0, u32::saturating_add));
         }
         let age_days = context.age_days_at_first();
         // Per minute: a person types a few, a loop sends tens.

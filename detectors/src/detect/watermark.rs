@@ -12,6 +12,7 @@ use crate::detector::{Context, Detector, Pace};
 use crate::finding::{Finding, ramp};
 use crate::merge_fields;
 use crate::seen::Seen;
+use crate::sketch::count;
 use crate::text::Family;
 
 /// Invisible characters in one prompt that are more than a stray one.
@@ -44,10 +45,10 @@ impl Detector for Watermark {
     const PACE: Pace = Pace::Inline;
 
     fn note(memory: &mut Memory, seen: &Seen) {
-        memory.stray += u32::from(seen.text.invisible > 0);
-        memory.many += u32::from(seen.text.invisible >= MANY);
-        memory.foreign += u32::from(seen.foreign_marks > 0);
-        memory.verbatim += u32::from(seen.text.phrases[Family::Verbatim.index()] > 0.5);
+        count(&mut memory.stray, seen.text.invisible > 0);
+        count(&mut memory.many, seen.text.invisible >= MANY);
+        count(&mut memory.foreign, seen.foreign_marks > 0);
+        count(&mut memory.verbatim, seen.text.phrases[Family::Verbatim.index()] > 0.5);
     }
 
     fn judge(memory: &Memory, context: &Context<'_>) -> Finding {

@@ -7,7 +7,7 @@
 mod benign;
 mod campaigns;
 mod clients;
-mod numbers;
+pub(crate) mod numbers;
 mod words;
 
 use std::collections::BTreeMap;
