@@ -16,9 +16,11 @@
 
 mod connection;
 mod limits;
+mod memory;
 mod words;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -29,12 +31,14 @@ use pingora_core::services::background::BackgroundService;
 use redis::Value;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::MissedTickBehavior;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::connection::{Link, LinkError, text};
+use self::memory::Work;
 use self::words::{Entry, Held, Keys};
 use crate::config::Redis;
 use crate::enforce::throttle::Throttle;
+use crate::judge::{Follower, Judge};
 use crate::limits::{
     FLEET_BACKOFF_MAX, FLEET_BACKOFF_MIN, FLEET_CHECK_INTERVAL, FLEET_ENTRIES_MAX,
     FLEET_TAKEN_IN_AT_ONCE, FLEET_TOMBSTONES_KEPT,
@@ -43,7 +47,7 @@ use crate::metrics::Metrics;
 use crate::policy::unix_ms;
 use crate::store::{Batch, Committed, Register, Store, Table, Write};
 
-/// Takes in a word that another gateway said, once it is stored.
+/// Takes in a word that another gateway said, where it cannot be stored.
 pub type OnWord = Box<dyn Fn(&Register) + Send + Sync>;
 
 /// The service that keeps this gateway and the others of one mind.
@@ -54,7 +58,9 @@ pub struct Fleet {
     key_check: String,
     store: Arc<Store>,
     on_word: OnWord,
+    judge: Arc<Judge>,
     throttle: Arc<Throttle>,
+    accounts_max: usize,
     presence: Arc<Presence>,
     metrics: Arc<Metrics>,
 }
@@ -91,20 +97,6 @@ impl Presence {
     }
 }
 
-/// Why a session with Redis is over.
-enum Over {
-    /// The process ends.
-    Shutdown,
-    /// Something failed: it is tried again.
-    Failed(LinkError),
-}
-
-impl From<LinkError> for Over {
-    fn from(error: LinkError) -> Self {
-        Self::Failed(error)
-    }
-}
-
 /// How far each stream was read.
 #[derive(Clone, Debug)]
 struct Positions {
@@ -116,28 +108,43 @@ struct Positions {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Trail {
     run: String,
-    histories: BTreeSet<String>,
+    /// Each history with the one that it follows.
+    histories: BTreeMap<String, String>,
+}
+
+/// What a fleet keeps in step.
+pub struct Parts {
+    /// Registers.
+    pub store: Arc<Store>,
+    /// Takes in words where the store cannot.
+    pub on_word: OnWord,
+    /// Memory of accounts.
+    pub judge: Arc<Judge>,
+    /// Limits.
+    pub throttle: Arc<Throttle>,
+    /// Accounts that are remembered at most.
+    pub accounts_max: usize,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Fleet {
     /// Puts the parts together; nothing is connected before [`BackgroundService::start`].
+    /// `key_check` tells gateways of one identity key from those of another.
     #[must_use]
-    pub fn new(
-        settings: Redis,
-        key_check: &str,
-        store: Arc<Store>,
-        on_word: OnWord,
-        throttle: Arc<Throttle>,
-        metrics: Arc<Metrics>,
-    ) -> Self {
+    pub fn new(settings: Redis, key_check: &str, parts: Parts) -> Self {
+        let Parts { store, on_word, judge, throttle, accounts_max, metrics } = parts;
         throttle.share();
+        judge.follow(Follower::Fleet);
         Self {
             keys: Keys::new(&settings.prefix),
             settings,
             key_check: key_check.to_owned(),
             store,
             on_word,
+            judge,
             throttle,
+            accounts_max,
             presence: Arc::new(Presence::new()),
             metrics,
         }
@@ -149,53 +156,47 @@ impl Fleet {
         self.presence.clone()
     }
 
-    /// Connects, keeps in step, and does so again after every failure.
+    /// Words and limits: connects, keeps in step, and does so again after every failure.
     async fn keep_in_step(&self, mut shutdown: ShutdownWatch) {
         let mut feed = self.store.subscribe();
-        let mut pause = FLEET_BACKOFF_MIN;
-        let mut said = None;
+        let mut pause = Pause::default();
         loop {
-            let begun = Instant::now();
-            let error = match self.session(&mut feed, &mut shutdown).await {
-                Over::Shutdown => return,
-                Over::Failed(error) => error,
+            let running = async {
+                let mut link = Link::connect(&self.settings, &self.metrics).await?;
+                self.recognise(&mut link).await?;
+                self.in_step(&mut link, &mut feed).await
             };
+            let Some(error) = failure(running, &mut shutdown).await else { return };
             let was_joined = self.presence.apart_for().is_none();
             self.presence.apart();
             self.metrics.fleet_connected.set(0);
-            self.metrics.fleet_errors.with_label_values(&[error.kind()]).inc();
-            // Once for every kind of trouble, not at every try.
-            if was_joined || said.as_ref() != Some(&error) {
+            // Once, not at every try.
+            if was_joined || pause.is_first() {
                 warn!(target: "stillgate::fleet", "apart from the other gateways: {error}");
-                said = Some(error);
             }
-            if begun.elapsed() > FLEET_BACKOFF_MAX {
-                pause = FLEET_BACKOFF_MIN;
+            self.metrics.fleet_errors.with_label_values(&[error.kind()]).inc();
+            if !pause.take(&mut shutdown).await {
+                return;
             }
-            tokio::select! {
-                () = tokio::time::sleep(jittered(pause)) => {}
-                _ = shutdown.wait_for(|down| *down) => return,
-            }
-            pause = (pause * 2).min(FLEET_BACKOFF_MAX);
         }
     }
 
-    async fn session(
-        &self,
-        feed: &mut broadcast::Receiver<Arc<Committed>>,
-        shutdown: &mut ShutdownWatch,
-    ) -> Over {
-        let running = async {
-            let mut link = Link::connect(&self.settings, &self.metrics).await?;
-            self.recognise(&mut link).await?;
-            self.in_step(&mut link, feed).await
-        };
-        tokio::select! {
-            over = running => match over {
-                Ok(never) => match never {},
-                Err(error) => Over::Failed(error),
-            },
-            _ = shutdown.wait_for(|down| *down) => Over::Shutdown,
+    /// Memory: the same over a connection of its own, so that it never holds words up.
+    async fn keep_in_mind(&self, mut shutdown: ShutdownWatch) {
+        let mut work = Work::default();
+        let mut pause = Pause::default();
+        loop {
+            let running = async {
+                let mut link = Link::connect(&self.settings, &self.metrics).await?;
+                self.recognise(&mut link).await?;
+                self.share_memory(&mut link, &mut work).await
+            };
+            let Some(error) = failure(running, &mut shutdown).await else { return };
+            debug!(target: "stillgate::fleet", "memories are not shared: {error}");
+            self.metrics.fleet_errors.with_label_values(&[error.kind()]).inc();
+            if !pause.take(&mut shutdown).await {
+                return;
+            }
         }
     }
 
@@ -218,7 +219,7 @@ impl Fleet {
         &self,
         link: &mut Link<'_>,
         feed: &mut broadcast::Receiver<Arc<Committed>>,
-    ) -> Result<std::convert::Infallible, LinkError> {
+    ) -> Result<Infallible, LinkError> {
         let mut trail = self.trail(link).await?;
         let mut positions = self.reconcile(link).await?;
         // What was let through while this gateway was apart is past: it would be a debt of now.
@@ -379,7 +380,6 @@ impl Fleet {
             match stored {
                 Ok(committed) => {
                     taken.inc_by(committed.registers.len() as u64);
-                    committed.registers.iter().for_each(&self.on_word);
                 }
                 // A full disk must not keep an operator's word from acting.
                 Err(error) => {
@@ -501,24 +501,72 @@ impl Fleet {
     }
 }
 
-/// A master's replication history: another one follows after a restart, and where a replica takes
-/// the place.
-fn history(info: &Value) -> Option<String> {
-    let line = |line: &str| line.strip_prefix("master_replid:").map(|id| id.trim().to_owned());
-    text(info)?.lines().find_map(line)
+/// A master's replication history, and the one that it follows: a new one follows where a replica
+/// takes its master's place, and after a restart.
+fn history(info: &Value) -> Option<(String, String)> {
+    let info = text(info)?;
+    let line = |name: &str| {
+        let found = |line: &str| line.strip_prefix(name).map(|id| id.trim().to_owned());
+        info.lines().find_map(found)
+    };
+    Some((line("master_replid:")?, line("master_replid2:").unwrap_or_default()))
 }
 
-/// Half of a pause to all of it, so that gateways do not all come at once.
-fn jittered(pause: Duration) -> Duration {
-    let nanos = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| since.subsec_nanos());
-    pause.mul_f64(0.5 + f64::from(nanos % 1_000) / 2_000.0)
+/// Runs a session until it fails; `None` where the process ends.
+async fn failure(
+    session: impl Future<Output = Result<Infallible, LinkError>>,
+    shutdown: &mut ShutdownWatch,
+) -> Option<LinkError> {
+    tokio::select! {
+        ended = session => match ended {
+            Ok(never) => match never {},
+            Err(error) => Some(error),
+        },
+        _ = shutdown.wait_for(|down| *down) => None,
+    }
+}
+
+/// Pauses between tries: longer and longer, until a session has lasted.
+struct Pause {
+    next: Duration,
+    begun: Instant,
+}
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self { next: FLEET_BACKOFF_MIN, begun: Instant::now() }
+    }
+}
+
+impl Pause {
+    /// Whether nothing has failed yet, or not for long.
+    fn is_first(&self) -> bool {
+        self.next == FLEET_BACKOFF_MIN
+    }
+
+    /// Waits; whether there is anything to go on for. Half of the pause to all of it, so that
+    /// gateways do not all come at once.
+    async fn take(&mut self, shutdown: &mut ShutdownWatch) -> bool {
+        if self.begun.elapsed() > self.next + FLEET_BACKOFF_MAX {
+            self.next = FLEET_BACKOFF_MIN;
+        }
+        let nanos = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |since| since.subsec_nanos());
+        let pause = self.next.mul_f64(0.5 + f64::from(nanos % 1_000) / 2_000.0);
+        self.next = (self.next * 2).min(FLEET_BACKOFF_MAX);
+        let over = tokio::select! {
+            () = tokio::time::sleep(pause) => true,
+            _ = shutdown.wait_for(|down| *down) => false,
+        };
+        self.begun = Instant::now();
+        over
+    }
 }
 
 #[async_trait]
 impl BackgroundService for Fleet {
     async fn start(&self, shutdown: ShutdownWatch) {
-        self.keep_in_step(shutdown).await;
+        futures::join!(self.keep_in_step(shutdown.clone()), self.keep_in_mind(shutdown));
     }
 }

@@ -300,6 +300,9 @@ pub const POLICY_FILE_INTERVAL: Duration = Duration::from_secs(1);
 /// Prompts and answers that wait for the background detectors; a further one is shed, and counted.
 pub const JUDGEMENT_QUEUE_MAX: usize = 4096;
 
+/// Accounts that have changed that are taken from the engine under one lock.
+pub const CHANGED_AT_ONCE: usize = 512;
+
 /// Threads that read what prompts mean.
 pub const JUDGEMENT_THREADS: usize = 2;
 
@@ -410,3 +413,19 @@ pub const FLEET_NAME_BYTES_MAX: usize = 128;
 pub const FLEET_USED_MAX: usize = 4_096;
 /// Cells in one of them.
 pub const FLEET_USED_CELLS_MAX: usize = 1_024;
+/// Accounts that are written to Redis, or fetched, in one go.
+pub const FLEET_ACCOUNTS_AT_ONCE: usize = 32;
+/// Accounts that one entry of the stream of changes names.
+pub const FLEET_CHANGED_NAMED_MAX: usize = 256;
+/// About how many entries that stream keeps.
+pub const FLEET_CHANGED_MAX: usize = 20_000;
+/// Accounts that wait to be fetched; a further one is left out, and counted.
+pub const FLEET_FETCH_MAX: usize = 200_000;
+/// Accounts that are written or fetched again at most in one round, beside what has just changed.
+pub const FLEET_AGAIN_MAX: usize = 4_000;
+/// Gateways whose memory of one account is read.
+pub const FLEET_GATEWAYS_MAX: usize = 64;
+/// Time for which a replica may lack what its master took, and after which it is not written again.
+pub const FLEET_UNSURE: Duration = Duration::from_secs(30);
+/// Accounts that are remembered for that.
+pub const FLEET_UNSURE_MAX: usize = 200_000;

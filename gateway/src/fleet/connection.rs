@@ -1,11 +1,14 @@
 //! The way to Redis: one server or a Cluster behind one link, with a bound on every wait.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
-use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo};
+use redis::cluster_routing::{
+    MultipleNodeRoutingInfo, Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr,
+};
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo,
     IntoConnectionInfo, Pipeline, RedisConnectionInfo, RedisError, TlsCertificates, Value,
@@ -143,6 +146,43 @@ impl<'m> Link<'m> {
             read.push(answer);
         }
         if read.len() == count { Ok(read) } else { Err(LinkError::Unexpected) }
+    }
+
+    /// A slot of each server that takes writes; `None` stands for the only one.
+    pub(super) async fn masters(&mut self) -> Result<Vec<Option<u16>>, LinkError> {
+        if matches!(self.way, Way::One(_)) {
+            return Ok(vec![None]);
+        }
+        let mut slots = redis::cmd("CLUSTER");
+        slots.arg("SLOTS");
+        let answer = self.ask(&slots).await?;
+        let mut masters = BTreeMap::new();
+        for range in list(&answer) {
+            let [Value::Int(first), _, master, ..] = list(range) else { continue };
+            let [_, port, rest @ ..] = list(master) else { continue };
+            let name = rest.first().and_then(text).map_or_else(|| format!("{port:?}"), str::to_owned);
+            let first = u16::try_from(*first).map_err(|_| LinkError::Unexpected)?;
+            masters.entry(name).or_insert(Some(first));
+        }
+        Ok(masters.into_values().collect())
+    }
+
+    /// Asks the server that a slot is at.
+    pub(super) async fn ask_at(
+        &mut self,
+        slot: Option<u16>,
+        command: Cmd,
+    ) -> Result<Value, LinkError> {
+        let (Way::Cluster(connection), Some(slot)) = (&mut self.way, slot) else {
+            return self.ask(&command).await;
+        };
+        self.metrics.fleet_bytes.with_label_values(&["out"]).inc_by(packed_bytes(&command));
+        let route = SingleNodeRoutingInfo::SpecificNode(Route::new(slot, SlotAddr::Master));
+        let asking = connection.route_command(command, RoutingInfo::SingleNode(route));
+        let answer = tokio::time::timeout(FLEET_RESPONSE_TIMEOUT * 2, asking).await;
+        let answer = answer.map_err(|_| LinkError::Late)??.extract_error()?;
+        self.metrics.fleet_bytes.with_label_values(&["in"]).inc_by(value_bytes(&answer));
+        Ok(answer)
     }
 
     /// Asks every server that takes writes; the answers in no order.
