@@ -23,6 +23,7 @@ use gateway::judge::Judge;
 use gateway::metrics::Metrics;
 use gateway::policy::PolicyStore;
 use gateway::proxy::shape::{Kind, Shape};
+use gateway::store::Store;
 use gateway::wire::{AnswerReader, Changes, Reasoning};
 use prometheus::IntGauge;
 
@@ -114,7 +115,8 @@ fn enforcer(policy: &str) -> Result<Enforcer, Failure> {
     let policy = policies.in_force().policy.clone();
     // No threads: what is left for the background finds the queue full and is let go.
     let judge = Arc::new(Judge::new(policy, facts, [1; 16], metrics.clone()));
-    Ok(Enforcer::new(policies, judge, [1; 16], marks()?, metrics))
+    let store = Store::in_memory("live-speed").map_err(|error| error.to_string())?;
+    Ok(Enforcer::new(policies, judge, [1; 16], marks()?, store, metrics))
 }
 
 fn marks() -> Result<Marks, String> {

@@ -314,7 +314,8 @@ mod tests {
         let judge = crate::judge::Judge::new(Arc::default(), facts, [1; 16], metrics.clone());
         let marks = marks::Marks::new(marks::master_key(b"key").unwrap()).unwrap();
         let (judge, metrics_too) = (Arc::new(judge), Arc::clone(&metrics));
-        let enforcer = Enforcer::new(Arc::default(), judge, [1; 16], marks, metrics_too);
+        let store = crate::store::Store::in_memory("test").unwrap();
+        let enforcer = Enforcer::new(Arc::default(), judge, [1; 16], marks, store, metrics_too);
         let enforcer = Arc::new(enforcer);
         enforcer.start().unwrap();
         let state = AdminState::new(

@@ -69,6 +69,29 @@ pub enum Actor {
     System,
 }
 
+/// Who wants a change, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// Whose word it is.
+    pub actor: Actor,
+    /// Why.
+    pub reason: String,
+}
+
+impl Said {
+    /// An operator's word.
+    #[must_use]
+    pub fn by_operator(name: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { actor: Actor::Operator(name.into()), reason: reason.into() }
+    }
+
+    /// The entry that tells of it.
+    #[must_use]
+    pub fn entry(&self, act: Act) -> Draft {
+        Draft::new(self.actor.clone(), act).because(&self.reason)
+    }
+}
+
 /// An entry as it is told, before it has its place.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Draft {

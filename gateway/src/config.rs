@@ -35,6 +35,8 @@ pub struct Config {
     pub admin: Admin,
     /// Where the gateways of a fleet meet; `None` for one that is alone.
     pub redis: Option<Redis>,
+    /// Where what must last is kept.
+    pub store: StoreSettings,
     /// Trace recording, off when `None`.
     pub record: Option<Record>,
     /// Bounds and timeouts.
@@ -212,6 +214,28 @@ pub struct Admin {
     pub address: SocketAddr,
     /// Bearer token.
     pub token: Secret,
+}
+
+/// Where what must last is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreSettings {
+    /// In which store.
+    pub kind: StoreKind,
+    /// Directory of the embedded store.
+    pub dir: PathBuf,
+    /// This gateway's name; `None`: made up once and kept in the store.
+    pub node: Option<String>,
+}
+
+/// Kinds of stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreKind {
+    /// On disk.
+    Embedded,
+    /// On disk, and shared with other gateways through [`Config::redis`].
+    Redis,
+    /// It ends with the process.
+    Memory,
 }
 
 /// A secret that `Debug` does not show.

@@ -5,6 +5,8 @@
 //! answer streams. What takes longer (evidence for the review queue, takedowns) runs on a thread of
 //! its own.
 
+pub mod after;
+pub mod kept;
 pub mod marks;
 pub mod review;
 pub mod standing;
@@ -12,35 +14,37 @@ pub mod takedown;
 pub mod throttle;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use detectors::detector::Pace;
 use detectors::engine::{Decision, TieReport};
 use detectors::finding::Finding;
-use detectors::policy::{Action, Actions, Asked, Policy, WhenLate};
+use detectors::policy::{Action, Actions, Asked, Policy, WhenApart, WhenLate};
 use detectors::seen::Answered;
 use detectors::tier::Tier;
 use detectors::watermark::{Candidate, Layers};
-use detectors::{
-    AccountId, Answer, Conversation, Enforcement, EnforcementAction, Event, Observation,
-    OrganisationId, Profile,
-};
+use detectors::{AccountId, Answer, Conversation, Event, Observation, OrganisationId, Profile};
 use moka::sync::Cache;
 use parking_lot::Mutex;
 use serde::Serialize;
+use serde_json::json;
 use tracing::{info, warn};
 
+use self::kept::{Kept, policy_batch};
 use self::marks::{Fences, Marks};
-use self::review::{Entry, Queue, Reason};
+use self::review::{Queue, Reason};
 use self::standing::{Override, Standing, Suspension};
-use self::takedown::{Bundle, Log, Member, Status, Takedown};
+use self::takedown::Log;
 use self::throttle::{Admission, Throttle, Tokens, Whose};
+use crate::audit::{Act, Actor, Draft, Said};
+use crate::fleet::Presence;
 use crate::judge::{Judge, Judged};
-use crate::limits::{ENFORCE_QUEUE_MAX, OVERRIDES_MAX, STANDINGS_MAX};
+use crate::limits::{ENFORCE_QUEUE_MAX, STANDINGS_MAX};
 use crate::metrics::Metrics;
 use crate::policy::{PolicyStore, Version, unix_ms};
+use crate::store::{Batch, Pending, Store};
 use crate::wire::{Changes, Reasoning, Refusal, RefusalKind};
 
 /// Shortest pause after which canaries served since are looked for in prompts.
@@ -52,6 +56,8 @@ const SEARCH_PAUSE: u32 = 20;
 const OWNERS_SHOWN: usize = 20;
 /// Ties shown of an account.
 const TIES_SHOWN: usize = 20;
+/// Longest wait until a mark is on record; an answer that is ready sooner goes without.
+const MARK_REGISTRATION_MAX: Duration = Duration::from_secs(1);
 
 /// Judges requests and says what is done about them.
 pub struct Enforcer {
@@ -62,6 +68,9 @@ pub struct Enforcer {
     judge: Arc<Judge>,
     /// The cells of all limits.
     pub throttle: Arc<Throttle>,
+    store: Arc<Store>,
+    /// Whether the other gateways are heard from, where there are any.
+    presence: OnceLock<Arc<Presence>>,
     standings: Cache<AccountId, Arc<Standing>>,
     /// What must not be forgotten with a standing that is let go.
     kept: Mutex<HashMap<AccountId, Kept>>,
@@ -78,21 +87,6 @@ enum FollowUp {
     Rise(Decision),
     /// An account handed in what was served to others.
     Mark { account: AccountId, owners: Vec<AccountId> },
-}
-
-#[derive(Clone, Debug, Default)]
-struct Kept {
-    overridden: Option<Override>,
-    suspended: Option<Suspension>,
-}
-
-impl Kept {
-    /// Whether any of it has not ended yet.
-    fn holds(&self, now_ms: u64) -> bool {
-        let word = self.overridden.as_ref();
-        word.is_some_and(|word| word.until_ms.is_none_or(|until| now_ms < until))
-            || self.suspended.as_ref().is_some_and(|held| now_ms < held.until_ms)
-    }
 }
 
 /// How an answer is treated.
@@ -154,6 +148,8 @@ pub struct Leave {
     follows_text: bool,
     admission: Option<Admission>,
     treatment: Treatment,
+    /// Marks that must be on record before the first of them goes out.
+    registration: Option<Pending>,
 }
 
 impl Leave {
@@ -233,6 +229,7 @@ impl Enforcer {
         judge: Arc<Judge>,
         key: detectors::keyed::Key,
         marks: Marks,
+        store: Arc<Store>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let (afterwards, to_do) = sync_channel(ENFORCE_QUEUE_MAX);
@@ -241,6 +238,8 @@ impl Enforcer {
             reviews: Queue::default(),
             judge,
             throttle: Arc::new(Throttle::new(key)),
+            store,
+            presence: OnceLock::new(),
             standings: Cache::new(STANDINGS_MAX),
             kept: Mutex::default(),
             takedowns: Log::default(),
@@ -251,12 +250,29 @@ impl Enforcer {
         }
     }
 
+    /// The engine on live traffic.
+    #[must_use]
+    pub fn judge(&self) -> &Arc<Judge> {
+        &self.judge
+    }
+
+    /// From now on this gateway is one of several.
+    pub fn join_fleet(&self, presence: Arc<Presence>) {
+        let _ = self.presence.set(presence);
+    }
+
     /// Starts the threads. They end with the process.
     ///
     /// # Errors
     /// When the system gives no thread.
     pub fn start(self: &Arc<Self>) -> std::io::Result<()> {
         let Some(to_do) = self.to_do.lock().take() else { return Ok(()) };
+        let enforcer = Arc::downgrade(self);
+        self.store.on_commit(Box::new(move |committed| {
+            if let Some(enforcer) = enforcer.upgrade() {
+                enforcer.take_in(committed);
+            }
+        }));
         let enforcer = self.clone();
         self.judge.start(Box::new(move |decision| enforcer.decided(decision)))?;
         let enforcer = self.clone();
@@ -288,6 +304,7 @@ impl Enforcer {
     /// Why it is not served.
     pub fn admit(&self, observation: &mut Observation) -> Result<Leave, Denied> {
         let version = self.policies.in_force();
+        self.not_apart(&version.policy)?;
         let begun = Instant::now();
         let standing = observation.account.as_ref().map(|account| self.standing(account));
         if let Some(standing) = &standing {
@@ -328,9 +345,28 @@ impl Enforcer {
             follows_text: false,
             admission: None,
             treatment: Treatment::default(),
+            registration: None,
         };
         self.decide(&mut leave, observation, &version)?;
         Ok(leave)
+    }
+
+    /// What the policy says while the other gateways are not heard from.
+    fn not_apart(&self, policy: &Policy) -> Result<(), Denied> {
+        let fleet = &policy.fleet;
+        if fleet.when_apart == WhenApart::Serve || policy.enforcement.shadow {
+            return Ok(());
+        }
+        let apart = self.presence.get().and_then(|presence| presence.apart_for());
+        if apart.is_none_or(|apart| apart.as_secs_f64() < fleet.apart_seconds) {
+            return Ok(());
+        }
+        Err(Denied {
+            kind: RefusalKind::UpstreamUnavailable { retry_after: Some(Duration::from_secs(1)) },
+            message: "not available for a moment".to_owned(),
+            link: None,
+            reason: "apart",
+        })
     }
 
     fn decide(
@@ -352,6 +388,9 @@ impl Enforcer {
             let shadow = policy.in_shadow(how.actions, *action);
             self.count(standing, *action, shadow, now_ms, version);
             if !shadow {
+                if let (Action::Verify, Some(standing)) = (action, standing) {
+                    self.tell_verification(standing, how.tier, now_ms, version);
+                }
                 return Err(denied.clone());
             }
         }
@@ -386,8 +425,20 @@ impl Enforcer {
             }
         }
         leave.treatment = self.treatment(leave, &how, version, now_ms, None);
+        self.register_marks(leave, now_ms);
         leave.follows_text = how.tier > Tier::None && !leave.treatment.watermark;
         Ok(())
+    }
+
+    /// Tells that an account was asked to verify: once in a while, not at each refusal.
+    fn tell_verification(&self, standing: &Standing, tier: Tier, now_ms: u64, version: &Version) {
+        if !standing.asks_to_verify(now_ms) {
+            return;
+        }
+        let actor = Actor::Policy(version.version.to_string());
+        let draft = Draft::new(actor, Act::VerificationRequested).account(&standing.account);
+        let draft = draft.detail(json!({ "tier": tier, "policy": version.version }));
+        self.store.keep(Batch { writes: Vec::new(), audit: vec![draft] });
     }
 
     /// Looks again at an answer under way. Returns the treatment where it has changed.
@@ -410,7 +461,34 @@ impl Enforcer {
             return None;
         }
         leave.treatment = next.clone();
+        self.register_marks(leave, now_ms);
         Some(next)
+    }
+
+    /// Has the marks that an answer is to carry written down. Whoever was served one must be found
+    /// again by it, also after a crash.
+    fn register_marks(&self, leave: &mut Leave, now_ms: u64) {
+        let Some((standing, layers)) = leave.standing.as_ref().zip(leave.treatment.layers) else {
+            return;
+        };
+        let cluster = standing.read(|state| state.cluster);
+        if let Some(write) = self.marks.unregistered(&standing.account, cluster, layers, now_ms) {
+            leave.registration =
+                Some(self.store.commit(Batch { writes: vec![write], audit: Vec::new() }));
+        }
+    }
+
+    /// Waits until the marks of an answer are on record; where that fails, it goes without. To be
+    /// called before [`Self::changes`].
+    pub async fn marks_registered(&self, leave: &mut Leave) {
+        let Some(registration) = leave.registration.take() else { return };
+        let durable = tokio::time::timeout(MARK_REGISTRATION_MAX, registration.durable()).await;
+        if !matches!(durable, Ok(Ok(_))) {
+            self.metrics.marks_unregistered.inc();
+            leave.treatment.watermark = false;
+            leave.treatment.canary = false;
+            leave.treatment.layers = None;
+        }
     }
 
     /// What is changed in an answer that is treated so; `None` where its text stays as it is.
@@ -481,7 +559,11 @@ impl Enforcer {
             owners = owners.iter().map(AccountId::as_str).collect::<Vec<_>>().join(" "),
             "a prompt carries what was served to others"
         );
-        self.put_up_for_review(account, Reason::Mark, owners, &self.policies.in_force());
+        let version = self.policies.in_force();
+        let detail = json!({ "owners": owners, "policy": version.version });
+        let draft = Draft::new(Actor::System, Act::MarkReturned).account(account).detail(detail);
+        self.store.keep(Batch { writes: Vec::new(), audit: vec![draft] });
+        self.put_up_for_review(account, Reason::Mark, owners, &version);
     }
 
     /// What the policy says of an account as it stands.
@@ -577,7 +659,11 @@ impl Enforcer {
     fn decided(&self, decision: &Decision) {
         self.metrics.judgements.with_label_values(&[decision.tier.name()]).inc();
         let version = self.policies.in_force();
-        let rose = self.standing(&decision.account).judged(decision, &version.version);
+        let standing = self.standing(&decision.account);
+        let (changed, rose) = standing.judged(decision, &version.version);
+        if changed {
+            self.tell_tier(&standing, decision, &version);
+        }
         if decision.tier != decision.before {
             info!(
                 target: "stillgate::tiers",
@@ -592,236 +678,6 @@ impl Enforcer {
         if rose && self.afterwards.try_send(FollowUp::Rise(decision.clone())).is_err() {
             self.metrics.reviews_dropped.inc();
         }
-    }
-
-    /// What a higher tier brings beside the treatment of answers.
-    fn follow_up(&self, decision: &Decision) {
-        let version = self.policies.in_force();
-        let account = &decision.account;
-        let standing = self.standing(account);
-        let organisation = standing.read(|state| state.organisation.clone());
-        // Of no one request, so rules for routes and models do not hold here.
-        let asked = Asked {
-            organisation: organisation.as_ref().map(OrganisationId::as_str),
-            ..Asked::default()
-        };
-        let actions = version.policy.actions(decision.tier, &asked);
-        if actions.review {
-            let shadow = version.policy.in_shadow(actions, Action::Review);
-            self.count(Some(&standing), Action::Review, shadow, decision.at_ms, &version);
-            if !shadow {
-                self.put_up_for_review(account, Reason::Tier, Vec::new(), &version);
-            }
-        }
-        let Some(label) = decision.cluster.filter(|_| actions.takedown) else { return };
-        let shadow = version.policy.in_shadow(actions, Action::Takedown);
-        self.count(Some(&standing), Action::Takedown, shadow, decision.at_ms, &version);
-        let rails = &version.policy.takedown;
-        let members = self.judge.cluster_members(label, |_| ()).len();
-        let before = self.takedowns.get(&hex_label(label));
-        let waits = rails.confirm || members > rails.members_max;
-        let status = match &before {
-            _ if shadow => Status::Shadow,
-            // The cluster is down already: who comes to be suspected later follows.
-            Some(held) if held.holds(unix_ms()) && !waits => {
-                self.join_takedown(label, held.clone(), &version);
-                return;
-            }
-            // Somebody has to say so: of one taken back, that it is to be done again; of one that
-            // holds, that the guard rails are passed.
-            Some(held) if held.status == Status::Undone || held.holds(unix_ms()) => {
-                self.put_up_for_review(account, Reason::TakedownWaits, Vec::new(), &version);
-                return;
-            }
-            _ if waits => Status::Waiting,
-            _ => {
-                self.take_down(label, account, &version, "policy", "");
-                return;
-            }
-        };
-        if status == Status::Waiting {
-            warn!(cluster = hex_label(label), members, "a takedown waits for an operator's word");
-            self.put_up_for_review(account, Reason::TakedownWaits, Vec::new(), &version);
-        }
-        let takedown = self.plan(label, account, &version, status, "policy", "");
-        self.takedowns.put(takedown);
-    }
-
-    fn plan(
-        &self,
-        label: u64,
-        trigger: &AccountId,
-        version: &Version,
-        status: Status,
-        by: &'static str,
-        reason: &str,
-    ) -> Takedown {
-        let rails = &version.policy.takedown;
-        let now_ms = unix_ms();
-        let members = self.judge.cluster_members(label, Member::of);
-        let own = members.iter().find(|member| member.account == *trigger);
-        let own = own.and_then(|member| member.organisation);
-        let overridden = |account: &AccountId| {
-            self.standing(account).read(|s| s.operators_word(now_ms).is_some())
-        };
-        let selection = takedown::select(members, own, rails, overridden);
-        let indicators =
-            |account: &AccountId| self.standing(account).read(|state| state.indicators.clone());
-        let bundle =
-            Bundle::of(&selection.suspended, indicators, |account| self.marks.tokens(account));
-        Takedown {
-            cluster: hex_label(label),
-            status,
-            by,
-            reason: reason.to_owned(),
-            at_ms: now_ms,
-            until_ms: now_ms.saturating_add((rails.expires_hours * 3_600_000.0) as u64),
-            trigger: trigger.clone(),
-            policy: version.version.clone(),
-            suspended: selection.suspended.into_iter().map(|member| member.account).collect(),
-            left_out: selection.left_out,
-            indicators: bundle,
-        }
-    }
-
-    fn take_down(
-        &self,
-        label: u64,
-        trigger: &AccountId,
-        version: &Version,
-        by: &'static str,
-        reason: &str,
-    ) -> Takedown {
-        let takedown = self.plan(label, trigger, version, Status::Active, by, reason);
-        self.suspend_all(&takedown.suspended, &takedown);
-        warn!(
-            cluster = takedown.cluster,
-            suspended = takedown.suspended.len(),
-            left_out = takedown.left_out.len(),
-            by,
-            "cluster taken down"
-        );
-        self.takedowns.put(takedown.clone());
-        takedown
-    }
-
-    /// Those who have come to be suspected since a takedown follow; it stays what it was.
-    fn join_takedown(&self, label: u64, held: Takedown, version: &Version) {
-        let now = self.plan(label, &held.trigger, version, Status::Active, held.by, &held.reason);
-        let new = |account: &AccountId| !held.suspended.contains(account);
-        let newcomers: Vec<AccountId> = now.suspended.into_iter().filter(new).collect();
-        if newcomers.is_empty() {
-            return;
-        }
-        self.suspend_all(&newcomers, &held);
-        info!(cluster = held.cluster, suspended = newcomers.len(), "members follow a takedown");
-        let suspended = [held.suspended.clone(), newcomers].concat();
-        let left_out = now.left_out;
-        self.takedowns.put(Takedown { suspended, left_out, indicators: now.indicators, ..held });
-    }
-
-    fn suspend_all(&self, accounts: &[AccountId], takedown: &Takedown) {
-        for account in accounts {
-            let suspension = Suspension {
-                cluster: takedown.cluster.clone(),
-                since_ms: unix_ms(),
-                until_ms: takedown.until_ms,
-            };
-            self.suspend(account, Some(suspension));
-            self.judge.observe(&Event::Enforcement(Enforcement {
-                at_ms: unix_ms(),
-                account: account.clone(),
-                action: EnforcementAction::Suspend,
-            }));
-        }
-    }
-
-    /// An operator's word: takes a cluster down now.
-    ///
-    /// # Errors
-    /// When there is no such cluster.
-    pub fn confirm_takedown(&self, cluster: &str, reason: &str) -> Result<Takedown, String> {
-        let label = parse_label(cluster)?;
-        let members = self.judge.cluster_members(label, Member::of);
-        let surest = members.iter().max_by(|a, b| a.suspicion.total_cmp(&b.suspicion));
-        let Some(surest) = surest else { return Err(format!("no cluster {cluster}")) };
-        let trigger = match self.takedowns.get(cluster) {
-            Some(waiting) => waiting.trigger,
-            None => surest.account.clone(),
-        };
-        let version = self.policies.in_force();
-        Ok(self.take_down(label, &trigger, &version, "operator", reason))
-    }
-
-    /// Takes a takedown back: every suspension that it brought ends.
-    ///
-    /// # Errors
-    /// When there is none in force.
-    pub fn undo_takedown(&self, cluster: &str) -> Result<Takedown, String> {
-        let held = self.takedowns.get(cluster).filter(|held| held.holds(unix_ms()));
-        let held = held.ok_or_else(|| format!("no takedown of cluster {cluster} is in force"))?;
-        // Whoever followed later is among the kept, not only in the list.
-        let of_it = |kept: &Kept| kept.suspended.as_ref().is_some_and(|s| s.cluster == cluster);
-        let suspended: Vec<AccountId> = {
-            let kept = self.kept.lock();
-            kept.iter().filter(|(_, kept)| of_it(kept)).map(|(id, _)| id.clone()).collect()
-        };
-        for account in suspended {
-            self.suspend(&account, None);
-        }
-        self.takedowns.undone(cluster);
-        info!(cluster, "takedown taken back");
-        Ok(Takedown { status: Status::Undone, ..held })
-    }
-
-    /// Every takedown, the newest first.
-    #[must_use]
-    pub fn takedowns(&self) -> Vec<Takedown> {
-        self.takedowns.list()
-    }
-
-    /// Every cluster with its size, the largest first.
-    #[must_use]
-    pub fn clusters(&self) -> Vec<(String, usize)> {
-        let clusters = self.judge.clusters().into_iter();
-        clusters.map(|(label, members)| (hex_label(label), members)).collect()
-    }
-
-    /// Sets or removes an operator's word on an account.
-    ///
-    /// # Errors
-    /// When as many are set as can be.
-    pub fn override_tier(&self, account: &AccountId, word: Option<Override>) -> Result<(), String> {
-        {
-            let mut kept = self.kept.lock();
-            let known = kept.contains_key(account);
-            if word.is_some() && !known && kept.len() >= OVERRIDES_MAX {
-                return Err(format!("{OVERRIDES_MAX} accounts have an override or a suspension"));
-            }
-            let entry = kept.entry(account.clone()).or_default();
-            entry.overridden.clone_from(&word);
-            if entry.overridden.is_none() && entry.suspended.is_none() {
-                kept.remove(account);
-            }
-        }
-        self.standing(account).change(|state| state.overridden = word);
-        Ok(())
-    }
-
-    fn suspend(&self, account: &AccountId, suspension: Option<Suspension>) {
-        {
-            let mut kept = self.kept.lock();
-            if kept.len() >= OVERRIDES_MAX {
-                let now_ms = unix_ms();
-                kept.retain(|_, kept| kept.holds(now_ms));
-            }
-            let entry = kept.entry(account.clone()).or_default();
-            entry.suspended.clone_from(&suspension);
-            if entry.overridden.is_none() && entry.suspended.is_none() {
-                kept.remove(account);
-            }
-        }
-        self.standing(account).change(|state| state.suspended = suspension);
     }
 
     /// Everything that is known of an account; `None` where nothing is.
@@ -858,54 +714,64 @@ impl Enforcer {
         })
     }
 
-    /// Takes the file's policy, where it has changed or is asked for, and judges by it.
+    /// Takes the file's policy, where it has changed or is asked for, and judges by it. `said` is by
+    /// whom; nobody where the file has changed.
     ///
     /// # Errors
     /// Everything that is wrong with it; nothing has changed then.
-    pub fn reload_policy(&self, asked_for: bool) -> Result<Option<Arc<Version>>, String> {
-        let read = if asked_for { self.policies.reload() } else { self.policies.reload_changed() };
+    pub fn reload_policy(
+        &self,
+        said: Option<&Said>,
+    ) -> Result<Option<(Arc<Version>, Pending)>, String> {
+        let read =
+            if said.is_some() { self.policies.reload() } else { self.policies.reload_changed() };
         let label = |outcome| self.metrics.policy_reloads.with_label_values(&[outcome]);
-        match &read {
+        match read {
             Ok(Some(version)) => {
                 label("ok").inc();
-                self.judge.set_policy(version.policy.clone());
-                info!(version = %version.version, "policy in force");
+                let because = "the file has changed".to_owned();
+                let file = Said { actor: Actor::System, reason: because };
+                let pending = self.policy_in_force(&version, said.unwrap_or(&file));
+                Ok(Some((version, pending)))
             }
-            Ok(None) => {}
+            Ok(None) => Ok(None),
             Err(faults) => {
                 label("failed").inc();
                 for fault in faults.lines() {
                     warn!("policy not taken: {fault}");
                 }
+                Err(faults)
             }
         }
-        read
     }
 
     /// Brings an earlier policy into force.
     ///
     /// # Errors
     /// When none is kept.
-    pub fn roll_back_policy(&self, version: Option<&str>) -> Result<Arc<Version>, String> {
+    pub fn roll_back_policy(
+        &self,
+        version: Option<&str>,
+        said: &Said,
+    ) -> Result<(Arc<Version>, Pending), String> {
         let version = self.policies.roll_back(version)?;
+        let pending = self.policy_in_force(&version, said);
+        Ok((version, pending))
+    }
+
+    fn policy_in_force(&self, version: &Version, said: &Said) -> Pending {
         self.judge.set_policy(version.policy.clone());
-        info!(version = %version.version, "policy rolled back");
-        Ok(version)
+        info!(version = %version.version, "policy in force");
+        let mut batch = policy_batch(version);
+        let detail = json!({ "policy": version.version });
+        batch.audit.push(said.entry(Act::PolicyChanged).detail(detail));
+        self.store.commit(batch)
     }
 
     /// How an account stands.
     #[must_use]
     pub fn standing(&self, account: &AccountId) -> Arc<Standing> {
-        self.standings.get_with_by_ref(account, || {
-            let standing = Standing::new(account.clone());
-            if let Some(kept) = self.kept.lock().get(account).cloned() {
-                standing.change(|state| {
-                    state.overridden = kept.overridden;
-                    state.suspended = kept.suspended;
-                });
-            }
-            Arc::new(standing)
-        })
+        self.standings.get_with_by_ref(account, || self.remembered(account))
     }
 
     /// Tells the engine the organisation, where it is new; at the next request where the engine is
@@ -926,38 +792,6 @@ impl Enforcer {
         });
         if self.judge.observe_within(&profile, patience) {
             standing.change(|state| state.organisation = Some(organisation.clone()));
-        }
-    }
-
-    fn put_up_for_review(
-        &self,
-        account: &AccountId,
-        reason: Reason,
-        marks_of: Vec<AccountId>,
-        version: &Version,
-    ) {
-        let now_ms = unix_ms();
-        let Some((decision, mut ties)) = self.judge.explain(account, now_ms) else { return };
-        ties.truncate(TIES_SHOWN);
-        let mut findings = decision.contributions;
-        findings.retain(|part| part.nats > 0.0);
-        findings.sort_by(|a, b| b.nats.total_cmp(&a.nats));
-        let dropped = self.reviews.put(Entry {
-            account: account.clone(),
-            reason,
-            since_ms: now_ms,
-            at_ms: now_ms,
-            tier: decision.tier,
-            suspicion: decision.suspicion,
-            cluster: decision.cluster.map(hex_label),
-            requests: decision.request,
-            policy: version.version.clone(),
-            findings,
-            ties,
-            marks_of,
-        });
-        if dropped {
-            self.metrics.reviews_dropped.inc();
         }
     }
 
@@ -1044,7 +878,7 @@ mod tests {
     use super::*;
     use crate::judge::tests::observation;
 
-    fn enforcer(policy: &str) -> Enforcer {
+    fn enforcer(policy: &str) -> Arc<Enforcer> {
         let path = std::env::temp_dir().join(format!(
             "stillgate-enforce-{}-{:x}.toml",
             std::process::id(),
@@ -1058,7 +892,16 @@ mod tests {
         let policy = policies.in_force().policy.clone();
         let judge = Arc::new(Judge::new(policy, facts, [1; 16], metrics.clone()));
         let marks = Marks::new(marks::master_key(b"key").unwrap()).unwrap();
-        Enforcer::new(policies, judge, [1; 16], marks, metrics)
+        let store = Store::in_memory("test").unwrap();
+        let enforcer = Arc::new(Enforcer::new(policies, judge, [1; 16], marks, store, metrics));
+        enforcer.start().unwrap();
+        enforcer
+    }
+
+    /// Sets or removes an operator's word, and waits until it holds.
+    fn override_tier(enforcer: &Enforcer, account: &AccountId, word: Option<&Override>) {
+        let said = Said::by_operator("ops", "test");
+        enforcer.override_tier(account, word, &said).unwrap().wait().unwrap();
     }
 
     fn name_of(text: &str) -> u64 {
@@ -1066,7 +909,8 @@ mod tests {
     }
 
     fn word(tier: Tier) -> Option<Override> {
-        Some(Override { tier, reason: "test".to_owned(), since_ms: 0, until_ms: None })
+        let (reason, by) = ("test".to_owned(), "ops".to_owned());
+        Some(Override { tier, reason, by, since_ms: 0, until_ms: None })
     }
 
     fn asks(enforcer: &Enforcer, number: u64) -> Result<Leave, Denied> {
@@ -1085,14 +929,14 @@ mod tests {
             (Tier::High, |t| t.pace == Some(20.0) && t.watermark && t.canary),
             (Tier::High, |t| t.withhold_reasoning == Some(String::new())),
         ] {
-            enforcer.override_tier(&account, word(tier)).unwrap();
+            override_tier(&enforcer, &account, word(tier).as_ref());
             let leave = asks(&enforcer, 2).ok().unwrap();
             assert!(check(leave.treatment()), "{tier:?}: {:?}", leave.treatment());
         }
-        enforcer.override_tier(&account, word(Tier::Critical)).unwrap();
+        override_tier(&enforcer, &account, word(Tier::Critical).as_ref());
         let denied = asks(&enforcer, 3).err().unwrap();
         assert_eq!((denied.kind, denied.reason), (RefusalKind::PermissionDenied, "refused"));
-        enforcer.override_tier(&account, None).unwrap();
+        override_tier(&enforcer, &account, None);
         assert!(asks(&enforcer, 4).is_ok());
     }
 
@@ -1102,12 +946,12 @@ mod tests {
         let account = AccountId::new("a");
         let mut leave = asks(&enforcer, 1).ok().unwrap();
         assert!(!leave.is_stale());
-        enforcer.override_tier(&account, word(Tier::High)).unwrap();
+        override_tier(&enforcer, &account, word(Tier::High).as_ref());
         assert!(leave.is_stale());
         let treatment = enforcer.look_again(&mut leave).unwrap();
         assert!(treatment.watermark && treatment.end.is_none() && !leave.is_stale());
         assert_eq!(enforcer.look_again(&mut leave), None, "nothing has changed since");
-        enforcer.override_tier(&account, word(Tier::Critical)).unwrap();
+        override_tier(&enforcer, &account, word(Tier::Critical).as_ref());
         let treatment = enforcer.look_again(&mut leave).unwrap();
         assert_eq!(treatment.end.map(|denied| denied.reason), Some("refused"));
     }
@@ -1133,9 +977,9 @@ mod tests {
         // A standing that was let go comes back with it.
         enforcer.standings.invalidate(&account);
         assert_eq!(asks(&enforcer, 2).err().unwrap().reason, "suspended");
-        enforcer.override_tier(&account, word(Tier::None)).unwrap();
+        override_tier(&enforcer, &account, word(Tier::None).as_ref());
         assert!(asks(&enforcer, 3).is_ok());
-        enforcer.override_tier(&account, None).unwrap();
+        override_tier(&enforcer, &account, None);
         enforcer.suspend(&account, Some(until(unix_ms() - 1)));
         assert!(asks(&enforcer, 4).is_ok());
         enforcer.suspend(&account, None);
@@ -1159,7 +1003,7 @@ mod tests {
         for (policy, served) in
             [("", true), ("[enforcement]\nwhen_late = \"refuse\"\ninline_ms_max = 1\n", false)]
         {
-            let enforcer = Arc::new(enforcer(policy));
+            let enforcer = enforcer(policy);
             let (held, done) = (enforcer.clone(), Arc::new(std::sync::Barrier::new(2)));
             let waits = done.clone();
             let holds = std::thread::spawn(move || {
@@ -1182,7 +1026,7 @@ mod tests {
     fn a_rule_frees_an_organisation_of_everything() {
         let enforcer = enforcer("[[rule]]\norganisation = \"org-1\"\n");
         let account = AccountId::new("a");
-        enforcer.override_tier(&account, word(Tier::Critical)).unwrap();
+        override_tier(&enforcer, &account, word(Tier::Critical).as_ref());
         let mut asked = observation("a", 1, "How are you?");
         asked.organisation = Some(OrganisationId::new("org-1"));
         assert!(enforcer.admit(&mut asked).ok().unwrap().treatment().is_nothing());
@@ -1192,12 +1036,16 @@ mod tests {
 
     #[test]
     fn what_was_served_to_another_is_attributed_when_it_comes_back() {
-        let enforcer = Arc::new(enforcer("[watermark]\nlexical = false\n"));
-        enforcer.start().unwrap();
+        let enforcer = enforcer("[watermark]\nlexical = false\n");
         let owner = AccountId::new("owner");
-        enforcer.override_tier(&owner, word(Tier::High)).unwrap();
+        override_tier(&enforcer, &owner, word(Tier::High).as_ref());
         let mut asked = observation("owner", 1, "Tell me about bread.");
-        let leave = enforcer.admit(&mut asked).ok().unwrap();
+        let mut leave = enforcer.admit(&mut asked).ok().unwrap();
+        futures::executor::block_on(async {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+            let _inside = runtime.as_ref().unwrap().enter();
+            enforcer.marks_registered(&mut leave).await;
+        });
         let changes = enforcer.changes(&leave, &asked.conversation, None).unwrap();
         let mut marker = changes.mark.unwrap()(crate::wire::TextId::default()).unwrap();
         let (mut served, prose) = (String::new(), crate::demo::prose::answer);
@@ -1234,13 +1082,15 @@ mod tests {
 
     #[test]
     fn canaries_are_looked_for_although_there_is_always_something_to_do() {
-        let enforcer = Arc::new(enforcer("# searched"));
-        enforcer.start().unwrap();
+        let enforcer = enforcer("# searched");
         let served = AccountId::new("served");
         let asked = observation("served", 1, "Tell me.").conversation;
-        assert!(
-            enforcer.marks.marker(&served, None, Layers::ALL, &asked, None, unix_ms()).is_some()
-        );
+        let now_ms = unix_ms();
+        assert!(enforcer.marks.marker(&served, None, Layers::ALL, &asked, None, now_ms).is_some());
+        let write = enforcer.marks.unregistered(&served, None, Layers::ALL, now_ms).unwrap();
+        let batch = Batch { writes: vec![write], audit: Vec::new() };
+        enforcer.store.commit(batch).wait().unwrap();
+        assert_eq!(enforcer.marks.unregistered(&served, None, Layers::ALL, now_ms).map(drop), None);
         let canary = enforcer.marks.tokens(&served).pop().unwrap();
         let prompt = format!("As {canary} said.");
         let comes_back = observation("other", 1, &prompt).conversation;

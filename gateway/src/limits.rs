@@ -318,6 +318,10 @@ pub const INDICATORS_MAX: usize = 8;
 
 /// Overrides that operators have set at once.
 pub const OVERRIDES_MAX: usize = 100_000;
+/// Accounts above tier none whose tier is kept; with overrides and suspensions.
+pub const SUSPECTS_MAX: usize = 1_000_000;
+/// Members of a takedown that its audit entry names.
+pub const TAKEDOWN_MEMBERS_SHOWN_MAX: usize = 1_000;
 
 /// Accounts in the review queue; a further one pushes the oldest out, and is counted.
 pub const REVIEW_MAX: usize = 1_000;
@@ -379,6 +383,8 @@ pub const REWRITE_HOLD_MAX: Duration = Duration::from_millis(250);
 pub const STORE_QUEUE_MAX: usize = 8_192;
 /// Batches that are committed together.
 pub const STORE_GROUP_MAX: usize = 256;
+/// Batches that could not be written and are tried again; the oldest are given up beyond.
+pub const STORE_KEPT_MAX: usize = 65_536;
 /// Commits that a slow reader of the feed may lag behind.
 pub const STORE_FEED_MAX: usize = 8_192;
 

@@ -24,6 +24,8 @@ pub struct Version {
     pub version: Arc<str>,
     /// The policy.
     pub policy: Arc<Policy>,
+    /// Its text.
+    pub text: Arc<str>,
     /// When it came into force, unix milliseconds.
     pub since_ms: u64,
 }
@@ -140,6 +142,7 @@ impl PolicyStore {
         Ok(self.replace(Version {
             since_ms: unix_ms(),
             policy: found.policy.clone(),
+            text: found.text.clone(),
             version: found.version.clone(),
         }))
     }
@@ -173,7 +176,12 @@ impl Version {
     fn of(text: &str, policy: Policy) -> Self {
         let mut version = hex::encode(Sha256::digest(text));
         version.truncate(16);
-        Self { version: version.into(), policy: Arc::new(policy), since_ms: unix_ms() }
+        Self {
+            version: version.into(),
+            policy: Arc::new(policy),
+            text: text.into(),
+            since_ms: unix_ms(),
+        }
     }
 }
 

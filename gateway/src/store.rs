@@ -14,9 +14,11 @@
 
 mod database;
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use detectors::AccountId;
@@ -26,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, oneshot};
 
 use crate::audit::{Chained, Draft, Query};
-use crate::limits::{STORE_FEED_MAX, STORE_GROUP_MAX, STORE_QUEUE_MAX};
+use crate::limits::{STORE_FEED_MAX, STORE_GROUP_MAX, STORE_KEPT_MAX, STORE_QUEUE_MAX};
 use crate::policy::unix_ms;
 
 /// Kinds of registers. The numbers are on disk: never give one to another kind.
@@ -223,11 +225,14 @@ impl Pending {
 
 struct Request {
     batch: Batch,
-    done: oneshot::Sender<Result<Arc<Committed>, StoreError>>,
+    /// Who waits; nobody where it is kept until it could be written.
+    done: Option<oneshot::Sender<Result<Arc<Committed>, StoreError>>>,
 }
 
+/// Takes in what was committed, before whoever waits for it is told.
+pub type OnCommit = Box<dyn Fn(&Committed) + Send + Sync>;
+
 /// The store.
-#[derive(Debug)]
 pub struct Store {
     node: Arc<str>,
     dir: Option<PathBuf>,
@@ -236,17 +241,38 @@ pub struct Store {
     rows: Mutex<Connection>,
     queue: SyncSender<Request>,
     feed: broadcast::Sender<Arc<Committed>>,
+    shared: Arc<Shared>,
+}
+
+/// What the writing thread shares.
+#[derive(Default)]
+struct Shared {
+    on_commit: OnceLock<OnCommit>,
+    /// What could not be written yet and is tried again.
+    kept: Mutex<VecDeque<Batch>>,
+    dropped: AtomicU64,
+}
+
+impl Shared {
+    fn keep(&self, batch: Batch) {
+        let mut kept = self.kept.lock();
+        if kept.len() >= STORE_KEPT_MAX {
+            kept.pop_front();
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        kept.push_back(batch);
+    }
 }
 
 impl Store {
-    /// Opens the store in a directory, or makes it. `node` is this gateway's name, `key_check` tells
-    /// whether it was written under the same identity key.
+    /// Opens the store in a directory, or makes it. `node` is this gateway's name; without one it
+    /// keeps the name that it was given when the store was made. `key_check` tells whether it was
+    /// written under the same identity key.
     ///
     /// # Errors
     /// When it cannot be used: damaged, of a newer version, of another key.
-    pub fn open(dir: &Path, node: &str, key_check: &str) -> Result<Arc<Self>, StoreError> {
-        let at = database::Place::Directory(dir.to_owned());
-        Self::start(&at, node, key_check)
+    pub fn open(dir: &Path, node: Option<&str>, key_check: &str) -> Result<Arc<Self>, StoreError> {
+        Self::start(&database::Place::Directory(dir.to_owned()), node, key_check)
     }
 
     /// A store that ends with the process.
@@ -254,11 +280,19 @@ impl Store {
     /// # Errors
     /// When the system gives no thread.
     pub fn in_memory(node: &str) -> Result<Arc<Self>, StoreError> {
-        Self::start(&database::Place::new_memory(), node, "")
+        Self::start(&database::Place::new_memory(), Some(node), "")
     }
 
-    fn start(at: &database::Place, node: &str, key_check: &str) -> Result<Arc<Self>, StoreError> {
+    fn start(
+        at: &database::Place,
+        node: Option<&str>,
+        key_check: &str,
+    ) -> Result<Arc<Self>, StoreError> {
         let writer = database::open_state(at, key_check)?;
+        let node = match node {
+            Some(node) => node.to_owned(),
+            None => database::node(&writer)?,
+        };
         let rows = database::open_memory(at, key_check)?;
         let (queue, requests) = sync_channel::<Request>(STORE_QUEUE_MAX);
         let (feed, _) = broadcast::channel(STORE_FEED_MAX);
@@ -270,19 +304,31 @@ impl Store {
             rows: Mutex::new(rows),
             queue,
             feed: feed.clone(),
+            shared: Arc::default(),
         });
-        let node = store.node.clone();
+        let mut writer = Writer {
+            connection: writer,
+            node: store.node.clone(),
+            shared: store.shared.clone(),
+            feed,
+        };
         let thread = std::thread::Builder::new().name("store".to_owned());
         let spawned = thread.spawn(move || {
-            let mut writer = writer;
-            while let Ok(first) = requests.recv() {
-                let mut group = vec![first];
+            loop {
+                let mut group = match requests.recv_timeout(RETRY_PAUSE) {
+                    Ok(first) => vec![first],
+                    Err(RecvTimeoutError::Timeout) => {
+                        writer.write_kept();
+                        continue;
+                    }
+                    Err(RecvTimeoutError::Disconnected) => return,
+                };
                 while group.len() < STORE_GROUP_MAX
                     && let Ok(next) = requests.try_recv()
                 {
                     group.push(next);
                 }
-                commit_group(&mut writer, &node, group, &feed);
+                writer.commit(group);
             }
         });
         spawned.map_err(|error| StoreError::Database(error.to_string()))?;
@@ -306,11 +352,34 @@ impl Store {
     pub fn commit(&self, batch: Batch) -> Pending {
         let (done, pending) = oneshot::channel();
         if let Err(TrySendError::Full(request) | TrySendError::Disconnected(request)) =
-            self.queue.try_send(Request { batch, done })
+            self.queue.try_send(Request { batch, done: Some(done) })
+            && let Some(done) = request.done
         {
-            let _ = request.done.send(Err(StoreError::Busy));
+            let _ = done.send(Err(StoreError::Busy));
         }
         Pending(pending)
+    }
+
+    /// Has a batch written as soon as it can be: what has happened already, and is to be told of
+    /// even where the disk is full just now. Never waits.
+    pub fn keep(&self, batch: Batch) {
+        if let Err(TrySendError::Full(request) | TrySendError::Disconnected(request)) =
+            self.queue.try_send(Request { batch, done: None })
+        {
+            self.shared.keep(request.batch);
+        }
+    }
+
+    /// Batches that wait to be tried again, and those given up because too many did.
+    #[must_use]
+    pub fn unwritten(&self) -> (usize, u64) {
+        (self.shared.kept.lock().len(), self.shared.dropped.load(Ordering::Relaxed))
+    }
+
+    /// Has everything that is committed taken in before whoever waits for it is told. Only the first
+    /// one that asks for it gets it.
+    pub fn on_commit(&self, take_in: OnCommit) {
+        let _ = self.shared.on_commit.set(take_in);
     }
 
     /// Everything that is committed from now on, in order. A receiver that lags misses some and
@@ -373,37 +442,66 @@ impl Store {
     }
 }
 
-/// Writes a group in one transaction; where that fails, each alone, so that one bad batch does not
-/// take the others with it.
-fn commit_group(
-    writer: &mut Connection,
-    node: &Arc<str>,
-    group: Vec<Request>,
-    feed: &broadcast::Sender<Arc<Committed>>,
-) {
-    let now_ms = unix_ms();
-    let batches: Vec<&Batch> = group.iter().map(|request| &request.batch).collect();
-    let done = match database::commit(writer, node, now_ms, &batches) {
-        Ok(done) => done.into_iter().map(Ok).collect(),
-        Err(_) if group.len() > 1 => batches
-            .iter()
-            .map(|batch| {
-                let mut alone = database::commit(writer, node, now_ms, &[batch])?;
-                Ok(alone.pop().unwrap_or_default())
-            })
-            .collect(),
-        Err(error) => vec![Err(error)],
-    };
-    for (request, done) in group.into_iter().zip::<Vec<Result<Committed, StoreError>>>(done) {
-        let done = done.map(Arc::new);
-        if let Ok(committed) = &done {
-            // Nobody may be listening.
-            let _ = feed.send(committed.clone());
+/// The thread that writes.
+struct Writer {
+    connection: Connection,
+    node: Arc<str>,
+    shared: Arc<Shared>,
+    feed: broadcast::Sender<Arc<Committed>>,
+}
+
+impl Writer {
+    /// Writes a group in one transaction; where that fails, each alone, so that one bad batch does
+    /// not take the others with it.
+    fn commit(&mut self, group: Vec<Request>) {
+        let batches: Vec<&Batch> = group.iter().map(|request| &request.batch).collect();
+        let done: Vec<_> = match self.write(&batches) {
+            Ok(done) => done.into_iter().map(Ok).collect(),
+            Err(_) if group.len() > 1 => batches
+                .iter()
+                .map(|batch| Ok(self.write(&[batch])?.pop().unwrap_or_default()))
+                .collect(),
+            Err(error) => vec![Err(error)],
+        };
+        for (request, done) in group.into_iter().zip(done) {
+            let done = done.map(|committed| self.told(committed));
+            match (request.done, done) {
+                // Whoever waited may have gone.
+                (Some(waiting), done) => drop(waiting.send(done)),
+                (None, Ok(_)) => {}
+                (None, Err(_)) => self.shared.keep(request.batch),
+            }
         }
-        let _ = request.done.send(done);
+    }
+
+    /// Tries again what could not be written, in order.
+    fn write_kept(&mut self) {
+        loop {
+            let Some(batch) = self.shared.kept.lock().pop_front() else { return };
+            match self.write(&[&batch]) {
+                Ok(done) => done.into_iter().for_each(|committed| drop(self.told(committed))),
+                Err(_) => return self.shared.kept.lock().push_front(batch),
+            }
+        }
+    }
+
+    fn write(&mut self, batches: &[&Batch]) -> Result<Vec<Committed>, StoreError> {
+        database::commit(&mut self.connection, &self.node, unix_ms(), batches)
+    }
+
+    fn told(&self, committed: Committed) -> Arc<Committed> {
+        if let Some(take_in) = self.shared.on_commit.get() {
+            take_in(&committed);
+        }
+        let committed = Arc::new(committed);
+        // Nobody may be listening.
+        let _ = self.feed.send(committed.clone());
+        committed
     }
 }
 
 /// How long a reader or writer waits for another process's transaction: of the process that is
 /// being replaced.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time after which what could not be written is tried again.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);

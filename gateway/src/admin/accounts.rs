@@ -8,8 +8,9 @@ use detectors::tier::Tier;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::body::{account, bad, read, reason};
+use super::body::{account, bad, durable, read, reason};
 use super::{AdminState, error, exchange_limit};
+use crate::audit::Said;
 use crate::enforce::standing::Override;
 use crate::limits::ADMIN_OVERRIDE_SECONDS_MAX;
 use crate::policy::unix_ms;
@@ -38,14 +39,17 @@ pub(super) async fn set_override(
     Path(id): Path<String>,
     body: Body,
 ) -> Response {
-    match override_of(&id, body).await {
-        Ok((account, word)) => match state.enforcer.override_tier(&account, Some(word.clone())) {
-            Ok(()) => {
-                tracing::info!(account = account.as_str(), tier = word.tier.name(), "override set");
-                axum::Json(json!({ "account": account, "override": word })).into_response()
-            }
-            Err(full) => error(StatusCode::INSUFFICIENT_STORAGE, &full),
-        },
+    let (account, word) = match override_of(&id, body).await {
+        Ok(set) => set,
+        Err(response) => return *response,
+    };
+    let said = Said::by_operator(&word.by, &word.reason);
+    let change = match state.enforcer.override_tier(&account, Some(&word), &said) {
+        Ok(change) => change,
+        Err(full) => return error(StatusCode::INSUFFICIENT_STORAGE, &full),
+    };
+    match durable(change).await {
+        Ok(()) => axum::Json(json!({ "account": account, "override": word })).into_response(),
         Err(response) => *response,
     }
 }
@@ -63,7 +67,7 @@ async fn override_of(
     }
     let since_ms = unix_ms();
     let until_ms = seconds.map(|seconds| since_ms.saturating_add(seconds.saturating_mul(1_000)));
-    Ok((account, Override { tier: set.tier, reason, since_ms, until_ms }))
+    Ok((account, Override { tier: set.tier, reason, by: "admin".to_owned(), since_ms, until_ms }))
 }
 
 pub(super) async fn remove_override(
@@ -77,9 +81,14 @@ pub(super) async fn remove_override(
     if state.enforcer.standing(&account).read(|standing| standing.overridden.is_none()) {
         return error(StatusCode::NOT_FOUND, "the account has no override");
     }
-    match state.enforcer.override_tier(&account, None) {
+    let said = Said::by_operator("admin", "removed");
+    let change = match state.enforcer.override_tier(&account, None, &said) {
+        Ok(change) => change,
+        Err(full) => return error(StatusCode::INSUFFICIENT_STORAGE, &full),
+    };
+    match durable(change).await {
         Ok(()) => axum::Json(json!({ "account": account, "override": null })).into_response(),
-        Err(full) => error(StatusCode::INSUFFICIENT_STORAGE, &full),
+        Err(response) => *response,
     }
 }
 
@@ -98,10 +107,16 @@ pub(super) async fn reviews(
 }
 
 pub(super) async fn reviewed(State(state): State<AdminState>, Path(id): Path<String>) -> Response {
-    let taken = account(&id).map(|account| state.enforcer.reviews.take(&account));
-    match taken {
-        Ok(Some(entry)) => axum::Json(entry).into_response(),
-        Ok(None) => error(StatusCode::NOT_FOUND, "the account is not in the queue"),
+    let account = match account(&id) {
+        Ok(account) => account,
+        Err(response) => return *response,
+    };
+    let said = Said::by_operator("admin", "looked at");
+    let Some((entry, change)) = state.enforcer.decide_review(&account, "dismissed", &said) else {
+        return error(StatusCode::NOT_FOUND, "the account is not in the queue");
+    };
+    match durable(change).await {
+        Ok(()) => axum::Json(entry).into_response(),
         Err(response) => *response,
     }
 }

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use super::error;
 use crate::limits::{ADMIN_BODY_BYTES_MAX, ADMIN_REASON_CHARS_MAX, OUTSIDE_CHARS_MAX};
+use crate::store::{Pending, StoreError};
 
 /// Reads a body as JSON; an empty one where `T` has a default is that default.
 pub(super) async fn read<T: DeserializeOwned>(
@@ -40,6 +41,17 @@ pub(super) fn account(given: &str) -> Result<detectors::AccountId, Box<Response>
         return Err(bad("that is not an account's pseudonym"));
     }
     Ok(detectors::AccountId::new(given))
+}
+
+/// Waits until a change is durable.
+pub(super) async fn durable(change: Pending) -> Result<(), Box<Response>> {
+    match change.durable().await {
+        Ok(_) => Ok(()),
+        Err(full @ StoreError::Full) => {
+            Err(Box::new(error(StatusCode::INSUFFICIENT_STORAGE, &full.to_string())))
+        }
+        Err(other) => Err(Box::new(error(StatusCode::SERVICE_UNAVAILABLE, &other.to_string()))),
+    }
 }
 
 pub(super) fn bad(message: &str) -> Box<Response> {

@@ -7,9 +7,12 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::body::{read, reason};
+use super::body::{durable, read, reason};
 use super::{AdminState, error};
+use crate::audit::Said;
+use crate::enforce::takedown::Takedown;
 use crate::limits::ADMIN_EXCHANGES_MAX;
+use crate::store::Pending;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,19 +47,26 @@ pub(super) async fn take_down(
         Ok(why) => reason(&why.reason),
         Err(response) => Err(response),
     };
-    match why {
-        Ok(why) => match state.enforcer.confirm_takedown(&cluster, &why) {
-            Ok(takedown) => axum::Json(takedown).into_response(),
-            Err(message) => error(StatusCode::NOT_FOUND, &message),
-        },
-        Err(response) => *response,
-    }
+    let said = match why {
+        Ok(why) => Said::by_operator("admin", why),
+        Err(response) => return *response,
+    };
+    done(state.enforcer.confirm_takedown(&cluster, &said)).await
 }
 
 pub(super) async fn undo(State(state): State<AdminState>, Path(cluster): Path<String>) -> Response {
-    match state.enforcer.undo_takedown(&cluster) {
-        Ok(takedown) => axum::Json(takedown).into_response(),
-        Err(message) => error(StatusCode::NOT_FOUND, &message),
+    let said = Said::by_operator("admin", "taken back");
+    done(state.enforcer.undo_takedown(&cluster, &said)).await
+}
+
+async fn done(change: Result<(Takedown, Pending), String>) -> Response {
+    let (takedown, change) = match change {
+        Ok(change) => change,
+        Err(message) => return error(StatusCode::NOT_FOUND, &message),
+    };
+    match durable(change).await {
+        Ok(()) => axum::Json(takedown).into_response(),
+        Err(response) => *response,
     }
 }
 

@@ -7,8 +7,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::body::read;
+use super::body::{durable, read};
 use super::{AdminState, error};
+use crate::audit::Said;
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,16 +30,24 @@ pub(super) async fn show(State(state): State<AdminState>) -> Response {
 
 pub(super) async fn reload(State(state): State<AdminState>) -> Response {
     let enforcer = state.enforcer.clone();
+    let said = Said::by_operator("admin", "asked for");
     // It reads a file.
-    let read = tokio::task::spawn_blocking(move || enforcer.reload_policy(true)).await;
-    match read {
-        Ok(Ok(changed)) => {
-            let version = state.enforcer.policies.in_force().version.clone();
-            axum::Json(json!({ "version": version, "changed": changed.is_some() })).into_response()
+    let read = tokio::task::spawn_blocking(move || enforcer.reload_policy(Some(&said))).await;
+    let changed = match read {
+        Ok(Ok(changed)) => changed,
+        Ok(Err(faults)) => return error(StatusCode::CONFLICT, &faults),
+        Err(_) => {
+            return error(StatusCode::INTERNAL_SERVER_ERROR, "the reload did not finish");
         }
-        Ok(Err(faults)) => error(StatusCode::CONFLICT, &faults),
-        Err(_) => error(StatusCode::INTERNAL_SERVER_ERROR, "the reload did not finish"),
+    };
+    let has_changed = changed.is_some();
+    if let Some((_, change)) = changed
+        && let Err(response) = durable(change).await
+    {
+        return *response;
     }
+    let version = state.enforcer.policies.in_force().version.clone();
+    axum::Json(json!({ "version": version, "changed": has_changed })).into_response()
 }
 
 pub(super) async fn roll_back(State(state): State<AdminState>, body: Body) -> Response {
@@ -46,8 +55,14 @@ pub(super) async fn roll_back(State(state): State<AdminState>, body: Body) -> Re
         Ok(wanted) => wanted,
         Err(response) => return *response,
     };
-    match state.enforcer.roll_back_policy(wanted.version.as_deref()) {
-        Ok(version) => axum::Json(json!({ "version": version.version })).into_response(),
-        Err(message) => error(StatusCode::CONFLICT, &message),
+    let said = Said::by_operator("admin", "rolled back");
+    let wanted = wanted.version.as_deref();
+    let (version, change) = match state.enforcer.roll_back_policy(wanted, &said) {
+        Ok(back) => back,
+        Err(message) => return error(StatusCode::CONFLICT, &message),
+    };
+    match durable(change).await {
+        Ok(()) => axum::Json(json!({ "version": version.version })).into_response(),
+        Err(response) => *response,
     }
 }

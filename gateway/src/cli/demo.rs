@@ -25,7 +25,7 @@ use super::run::{assemble, start_log, write_private};
 use crate::admin::Readiness;
 use crate::config::{
     Admin, Certificate, Config, Identity, Listener, ListenerTls, Log, Route, Secret, Server,
-    Upstream, UpstreamProtocol,
+    StoreKind, StoreSettings, Upstream, UpstreamProtocol,
 };
 use crate::demo::report::Ink;
 use crate::demo::{sample_upstream, show};
@@ -241,6 +241,11 @@ fn config(
             organisation_header: None,
         },
         admin: Admin { address: options.admin, token: Secret::new(secrets.admin_token.clone()) },
+        store: StoreSettings {
+            kind: StoreKind::Memory,
+            dir: folder.to_owned(),
+            node: Some("demo".to_owned()),
+        },
         record: None,
         limits: Limits { connections_max: CONNECTIONS_MAX, ..Limits::default() },
         server: Server {

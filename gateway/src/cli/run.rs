@@ -24,10 +24,12 @@ use tracing_subscriber::EnvFilter;
 use crate::account::AccountNamer;
 use crate::account::jwks::KeySource;
 use crate::admin::{AdminApp, AdminState};
-use crate::config::{Config, Log, file};
+use crate::audit::{Actor, Said};
+use crate::config::{Config, Log, Redis, StoreKind, file};
 use crate::enforce::Enforcer;
 use crate::enforce::marks::{self, Marks};
 use crate::exchanges::{ExchangeLog, Recorder, TextKey};
+use crate::fleet::{self, Fleet};
 use crate::gateway::Gateway;
 use crate::judge::Judge;
 use crate::limits::POLICY_FILE_INTERVAL;
@@ -35,6 +37,7 @@ use crate::listener::ListenerApp;
 use crate::listener::tls::{CertificateStore, key_log_wanted, server_config};
 use crate::metrics::Metrics;
 use crate::network::NetworkStore;
+use crate::store::Store;
 use crate::upstream::UpstreamPool;
 
 /// Log levels of the libraries that see what clients and upstreams send.
@@ -116,7 +119,12 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
         server.add_service(service);
     }
     let jwks = namer.key_source().cloned();
-    let enforcer = enforcer(&config, &metrics)?;
+    let store = open_store(&config)?;
+    let enforcer = enforcer(&config, store, &metrics)?;
+    if let Some(redis) = &config.redis {
+        let fleet = fleet(redis, &config, &enforcer, &metrics);
+        server.add_service(background_service("fleet", fleet));
+    }
     let exchanges = Arc::new(exchanges);
     let gateway = Gateway::new(config, pools, namer, metrics.clone(), exchanges, enforcer.clone());
     let gateway = Arc::new(gateway);
@@ -172,22 +180,73 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
 }
 
 /// The engine and what acts by it, running.
-fn enforcer(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<Enforcer>, String> {
+fn enforcer(
+    config: &Config,
+    store: Arc<Store>,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<Enforcer>, String> {
     let facts = Arc::new(Facts::builtin().map_err(|error| error.to_string())?);
     let key = engine_key(&config.identity.key);
     let policy = config.policies.in_force().policy.clone();
     let judge = Arc::new(Judge::new(policy, facts, key, metrics.clone()));
     let marks = Marks::new(marks::master_key(&config.identity.key)?)?;
-    let enforcer = Enforcer::new(config.policies.clone(), judge, key, marks, metrics.clone());
+    let enforcer =
+        Enforcer::new(config.policies.clone(), judge, key, marks, store, metrics.clone());
     let enforcer = Arc::new(enforcer);
+    enforcer.restore().map_err(|error| error.to_string())?;
     enforcer.start().map_err(|error| format!("cannot start a thread: {error}"))?;
     Ok(enforcer)
 }
 
+/// What keeps this gateway and the others of one mind.
+fn fleet(
+    redis: &Redis,
+    config: &Config,
+    enforcer: &Arc<Enforcer>,
+    metrics: &Arc<Metrics>,
+) -> Fleet {
+    let acts = Arc::downgrade(enforcer);
+    let parts = fleet::Parts {
+        store: enforcer.store().clone(),
+        on_word: Box::new(move |word| {
+            if let Some(enforcer) = acts.upgrade() {
+                enforcer.apply(word);
+            }
+        }),
+        judge: enforcer.judge().clone(),
+        throttle: enforcer.throttle.clone(),
+        accounts_max: config.policies.in_force().policy.memory.accounts_max,
+        metrics: metrics.clone(),
+    };
+    let key_check = hex::encode(&derived(&config.identity.key, b"stillgate fleet")[..8]);
+    let fleet = Fleet::new(redis.clone(), &key_check, parts);
+    enforcer.join_fleet(fleet.presence());
+    fleet
+}
+
+/// The store that the configuration names.
+fn open_store(config: &Config) -> Result<Arc<Store>, String> {
+    let settings = &config.store;
+    let store = match settings.kind {
+        StoreKind::Memory => Store::in_memory(settings.node.as_deref().unwrap_or("memory")),
+        StoreKind::Embedded | StoreKind::Redis => {
+            let mut check = hex::encode(derived(&config.identity.key, b"stillgate store"));
+            check.truncate(16);
+            Store::open(&settings.dir, settings.node.as_deref(), &check)
+        }
+    };
+    store.map_err(|error| error.to_string())
+}
+
+/// A key for one purpose, of which nothing tells the identity key's.
+fn derived(identity_key: &[u8], purpose: &[u8]) -> [u8; 32] {
+    let digest = Sha256::new().chain_update(purpose).chain_update([0]);
+    digest.chain_update(identity_key).finalize().into()
+}
+
 /// The key of the engine's hashes: derived, so that no hash in it is a pseudonym's or a trace's.
 fn engine_key(identity_key: &[u8]) -> detectors::keyed::Key {
-    let digest = Sha256::new().chain_update(b"stillgate engine").chain_update([0]);
-    let digest = digest.chain_update(identity_key).finalize();
+    let digest = derived(identity_key, b"stillgate engine");
     let mut key = [0; 16];
     key.copy_from_slice(&digest[..16]);
     key
@@ -292,7 +351,14 @@ impl BackgroundService for Policies {
             };
             let enforcer = self.enforcer.clone();
             // Reads a file. What is wrong with it was logged.
-            let read = tokio::task::spawn_blocking(move || enforcer.reload_policy(asked_for));
+            let said = asked_for.then(|| Said {
+                actor: Actor::System,
+                reason: "the process was sent SIGHUP".to_owned(),
+            });
+            let read = tokio::task::spawn_blocking(move || {
+                // That it is durable nobody waits for.
+                enforcer.reload_policy(said.as_ref()).map(drop)
+            });
             let _ = read.await;
         }
     }

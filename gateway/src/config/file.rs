@@ -8,6 +8,7 @@
 //! Source: TOML 1.0. Relative paths in the file are relative to the file.
 
 mod redis;
+mod store;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -171,7 +172,8 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
     let networks = read_networks(&mut root);
     let policies = read_policies(&mut root);
     let admin = read_admin(&mut root, &listeners);
-    let redis = redis::read(&mut root);
+    let store = store::read(&mut root);
+    let redis = redis::read(&mut root, store.as_ref().map(|store| store.kind));
     let record = read_record(&mut root);
     let limits = read_limits(&mut root);
     let server = read_server(&mut root);
@@ -186,6 +188,7 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
         policies: policies?,
         admin: admin?,
         redis: redis?,
+        store: store?,
         record,
         limits: limits?,
         server,
@@ -1585,7 +1588,7 @@ threads = "two"
 "#;
         let expected = [
             r#"1: admin: is missing; the admin endpoint needs a token: give token_file = "admin.token" (make one: openssl rand -hex 32 > admin.token; chmod 600 admin.token) or token_env = "NAME""#,
-            r#"1: recrod: unknown key; did you mean "record"? (allowed: listener, upstream, route, identity, network, policy, admin, record, record_text, limits, server, log)"#,
+            r#"1: recrod: unknown key; did you mean "record"? (allowed: listener, upstream, route, identity, network, policy, admin, store, data_dir, node, redis, record, record_text, limits, server, log)"#,
             r#"3: listener[0].address: "localhost:80" is not IP:PORT, such as 0.0.0.0:8443"#,
             r#"6: listener[1].proxy_protocol_from[0]: "10.0.0.1/8" has bits after its prefix; write 10.0.0.0/8"#,
             "6: listener[1].proxy_protocol_from[1]: is an integer, expected a string",

@@ -56,7 +56,7 @@ pub enum Moment {
         /// Suspicion, 0..1.
         suspicion: f64,
         /// Detectors with the largest part.
-        because: Vec<&'static str>,
+        because: Vec<String>,
     },
     /// How fast answers come at a tier, and came before: tokens a second.
     Pace {
@@ -511,7 +511,7 @@ mod tests {
                     account: account(),
                     request: 3,
                     suspicion: 0.581,
-                    because: vec!["hydra", "cot"],
+                    because: vec!["hydra".to_owned(), "cot".to_owned()],
                 },
                 "  +  7 s  medium     acct-0123456789abcdef01234567, request 3: \
                  suspicion 0.58 by hydra, cot\n",

@@ -370,7 +370,7 @@ impl Watch {
                     account,
                     request: change.request,
                     suspicion: change.suspicion,
-                    because: change.because.iter().take(3).map(|(name, _)| *name).collect(),
+                    because: change.because.iter().take(3).map(|(name, _)| name.clone()).collect(),
                 });
             }
         }

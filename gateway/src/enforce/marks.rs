@@ -20,10 +20,14 @@ use sha2::{Digest, Sha256};
 
 use super::hex_label;
 use crate::limits::{CANARY_SUBJECTS_MAX, MARKED_MAX};
+use crate::store::{Table, Write};
 use crate::wire::{self, MarkerFor, TextMarker};
 
 /// Epochs of a subject whose canaries are looked for in prompts.
 const CANARY_EPOCHS: u16 = 8;
+
+/// Epochs that are remembered of an account: a week each.
+const EPOCHS_MAX: usize = 104;
 
 /// Everything about marks.
 pub struct Marks {
@@ -33,10 +37,13 @@ pub struct Marks {
     search: RwLock<Arc<Search>>,
 }
 
+/// Epochs, each with whether canaries were among its marks, the latest last.
+type Epochs = Vec<(u16, bool)>;
+
 #[derive(Default)]
 struct Served {
-    /// First and last epoch, by account and the cluster that it was marked as one of.
-    epochs: HashMap<(AccountId, Option<u64>), (u16, u16)>,
+    /// When marked answers were served, by account and the cluster that it was marked as one of.
+    epochs: HashMap<(AccountId, Option<u64>), Epochs>,
     /// Accounts by what of them stands in a frame.
     tags: HashMap<u32, AccountId>,
     /// Who was served a canary: by subject and epoch.
@@ -101,7 +108,6 @@ impl Marks {
             Identity { account: account.as_str(), subject: &subject, epoch },
             texts.chain([conversation.system.as_str()]),
         ));
-        self.note(account, cluster, subject, epoch, layers);
         Some(Box::new(move |text| {
             let marker = match &fences {
                 None => Marker::new(marking.clone()),
@@ -112,14 +118,36 @@ impl Marks {
         }))
     }
 
-    fn note(
+    /// What must be on record before an answer carries such marks; nothing where it is.
+    #[must_use]
+    pub fn unregistered(
         &self,
         account: &AccountId,
         cluster: Option<u64>,
-        subject: String,
-        epoch: u16,
         layers: Layers,
-    ) {
+        now_ms: u64,
+    ) -> Option<Write> {
+        let epoch = epoch(now_ms / 1000);
+        let served = self.served.lock();
+        let known = served.epochs.get(&(account.clone(), cluster));
+        let has = |held: &&(u16, bool)| held.0 == epoch && (held.1 || !layers.canary);
+        if known.is_some_and(|epochs| epochs.iter().rev().any(|held| has(&held))) {
+            return None;
+        }
+        let cluster = cluster.map_or_else(|| "-".to_owned(), hex_label);
+        let kinds = if layers.canary { "canary" } else { "text" };
+        let key = format!("{} {cluster} {epoch} {kinds}", account.as_str());
+        Some(Write::put(Table::Mark, key, &true))
+    }
+
+    /// Takes in that marks are on record. Of what is damaged or beyond the bounds nothing is taken.
+    pub fn apply(&self, key: &str) {
+        let mut parts = key.split(' ');
+        let mut next = || parts.next().unwrap_or_default();
+        let (account, cluster, epoch, kinds) = (next(), next(), next(), next());
+        let cluster = u64::from_str_radix(cluster, 16).ok();
+        let Some(epoch) = epoch.parse::<u16>().ok().filter(|_| !account.is_empty()) else { return };
+        let (account, canary) = (AccountId::new(account), kinds == "canary");
         let mut served = self.served.lock();
         let known = (account.clone(), cluster);
         if !served.epochs.contains_key(&known) {
@@ -130,22 +158,29 @@ impl Marks {
             let tag = account_tag(&self.key.zero_width(), account.as_str());
             served.tags.insert(tag, account.clone());
         }
-        let span = served.epochs.entry(known).or_insert((epoch, epoch));
-        *span = (span.0.min(epoch), span.1.max(epoch));
-        if layers.canary {
-            let full = served.canaries.len() >= CANARY_SUBJECTS_MAX;
-            let place = (subject.into(), epoch);
-            if let Some(accounts) = served.canaries.get_mut(&place) {
-                if !accounts.contains(account) {
-                    Arc::make_mut(accounts).insert(account.clone());
-                    served.unsearched = true;
-                }
-            } else if full {
-                served.overflow += 1;
-            } else {
-                served.canaries.insert(place, Arc::new(BTreeSet::from([account.clone()])));
+        let epochs = served.epochs.entry(known).or_default();
+        match epochs.binary_search_by_key(&epoch, |(held, _)| *held) {
+            Ok(place) => epochs[place].1 |= canary,
+            Err(place) => epochs.insert(place, (epoch, canary)),
+        }
+        if epochs.len() > EPOCHS_MAX {
+            epochs.remove(0);
+        }
+        if !canary {
+            return;
+        }
+        let full = served.canaries.len() >= CANARY_SUBJECTS_MAX;
+        let place = (subject(&account, cluster).into(), epoch);
+        if let Some(accounts) = served.canaries.get_mut(&place) {
+            if !accounts.contains(&account) {
+                Arc::make_mut(accounts).insert(account);
                 served.unsearched = true;
             }
+        } else if full {
+            served.overflow += 1;
+        } else {
+            served.canaries.insert(place, Arc::new(BTreeSet::from([account])));
+            served.unsearched = true;
         }
     }
 
@@ -156,11 +191,11 @@ impl Marks {
         let mut candidates: Vec<Candidate> = served
             .epochs
             .iter()
-            .map(|((account, cluster), (first, last))| Candidate {
+            .map(|((account, cluster), epochs)| Candidate {
                 account: account.as_str().to_owned(),
                 cluster: cluster.map(hex_label),
-                first_epoch: *first,
-                last_epoch: *last,
+                first_epoch: epochs.first().map_or(0, |(epoch, _)| *epoch),
+                last_epoch: epochs.last().map_or(0, |(epoch, _)| *epoch),
             })
             .collect();
         candidates.sort_by(|a, b| (&a.account, &a.cluster).cmp(&(&b.account, &b.cluster)));
@@ -343,6 +378,9 @@ mod tests {
 
     fn marked(marks: &Marks, account: &str, text: &str) -> String {
         let account = AccountId::new(account);
+        let write = marks.unregistered(&account, Some(7), Layers::ALL, NOW_MS).unwrap();
+        marks.apply(&write.key);
+        assert!(marks.unregistered(&account, Some(7), Layers::ALL, NOW_MS).is_none());
         let marker = marks.marker(&account, Some(7), Layers::ALL, &asks("Tell me."), None, NOW_MS);
         let mut marker = marker.unwrap()(TextId::default()).unwrap();
         let mut out = String::new();
@@ -390,6 +428,20 @@ mod tests {
         marked(&other, "acct-1", &long());
         other.refresh_search();
         assert_eq!(other.returned(&asks(&served)), Returned::default());
+    }
+
+    #[test]
+    fn a_register_that_cannot_be_read_is_left() {
+        let marks = marks();
+        for key in ["", "acct-1", "acct-1 - x text", "acct-1 - 70000 text", " - 1 text"] {
+            marks.apply(key);
+        }
+        assert!(marks.candidates().is_empty());
+        for epoch in 0..2 * EPOCHS_MAX {
+            marks.apply(&format!("acct-1 - {epoch} text"));
+        }
+        let candidates = marks.candidates();
+        assert_eq!(usize::from(candidates[0].first_epoch), EPOCHS_MAX);
     }
 
     #[test]

@@ -4,16 +4,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use detectors::AccountId;
-use detectors::engine::TieReport;
-use detectors::fusion::Contribution;
 use detectors::tier::Tier;
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::limits::REVIEW_MAX;
 
 /// Why an account is in the queue; what weighs more comes later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// Its tier has risen.
@@ -25,7 +24,7 @@ pub enum Reason {
 }
 
 /// An account in the queue.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Entry {
     /// Whose.
     pub account: AccountId,
@@ -46,9 +45,9 @@ pub struct Entry {
     /// Version of the policy by which it was judged.
     pub policy: Arc<str>,
     /// What the detectors found, the largest part first.
-    pub findings: Vec<Contribution>,
+    pub findings: Value,
     /// The strongest ties.
-    pub ties: Vec<TieReport>,
+    pub ties: Value,
     /// Accounts to whom was served what it handed in.
     pub marks_of: Vec<AccountId>,
 }
@@ -60,26 +59,30 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Puts an account in; what was there of it is replaced and keeps its place. Returns whether
-    /// the oldest was pushed out.
-    pub fn put(&self, mut entry: Entry) -> bool {
+    /// Puts an account in; what was there of it is replaced and keeps its place. Returns the entry as
+    /// it is now, and the account that was pushed out for it.
+    pub fn put(&self, mut entry: Entry) -> (Entry, Option<AccountId>) {
         let mut entries = self.entries.lock();
         let same = |held: &&mut Entry| held.account == entry.account;
         if let Some(held) = entries.iter_mut().find(same) {
-            entry.since_ms = held.since_ms;
+            entry.since_ms = entry.since_ms.min(held.since_ms);
             entry.reason = entry.reason.max(held.reason);
             if entry.marks_of.is_empty() {
                 entry.marks_of = std::mem::take(&mut held.marks_of);
             }
-            *held = entry;
-            return false;
+            *held = entry.clone();
+            return (entry, None);
         }
         let full = entries.len() == REVIEW_MAX;
-        if full {
-            entries.pop_front();
-        }
-        entries.push_back(entry);
-        full
+        let pushed_out = if full { entries.pop_front() } else { None };
+        entries.push_back(entry.clone());
+        (entry, pushed_out.map(|entry| entry.account))
+    }
+
+    /// The entry of an account.
+    #[must_use]
+    pub fn get(&self, account: &AccountId) -> Option<Entry> {
+        self.entries.lock().iter().find(|held| held.account == *account).cloned()
     }
 
     /// Takes an account out: somebody has looked at it.
@@ -127,8 +130,8 @@ mod tests {
             cluster: None,
             requests: 1,
             policy: "p".into(),
-            findings: Vec::new(),
-            ties: Vec::new(),
+            findings: Value::Null,
+            ties: Value::Null,
             marks_of: Vec::new(),
         }
     }
@@ -153,9 +156,9 @@ mod tests {
     fn the_oldest_is_pushed_out() {
         let queue = Queue::default();
         for number in 0..REVIEW_MAX {
-            assert!(!queue.put(entry(&number.to_string(), 0.5, number as u64)));
+            assert_eq!(queue.put(entry(&number.to_string(), 0.5, number as u64)).1, None);
         }
-        assert!(queue.put(entry("new", 0.5, 9)));
+        assert_eq!(queue.put(entry("new", 0.5, 9)).1, Some(AccountId::new("0")));
         assert_eq!(queue.len(), REVIEW_MAX);
         assert!(queue.take(&AccountId::new("0")).is_none());
     }

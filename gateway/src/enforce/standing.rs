@@ -12,17 +12,22 @@ use detectors::policy::Action;
 use detectors::tier::Tier;
 use detectors::{AccountId, HttpCapture, Observation, OrganisationId, TlsCapture};
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::limits::{INDICATORS_MAX, STANDING_EVENTS_MAX};
 
+/// That an account was asked to verify is told again after so long.
+const VERIFICATION_TOLD_MS: u64 = 3_600_000;
+
 /// An operator's word on an account.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Override {
     /// The tier that holds.
     pub tier: Tier,
     /// Why.
     pub reason: String,
+    /// Who said so.
+    pub by: String,
     /// When it was set, unix milliseconds.
     pub since_ms: u64,
     /// When it ends, unix milliseconds; `None`: when it is removed.
@@ -30,7 +35,7 @@ pub struct Override {
 }
 
 /// A suspension by a takedown.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Suspension {
     /// The cluster that was taken down.
     pub cluster: String,
@@ -41,7 +46,7 @@ pub struct Suspension {
 }
 
 /// A change of tier.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TierChange {
     /// When, unix milliseconds.
     pub at_ms: u64,
@@ -56,7 +61,7 @@ pub struct TierChange {
     /// Version of the policy by which it was judged.
     pub policy: Arc<str>,
     /// The detectors that had the largest part, with their parts in nats.
-    pub because: Vec<(&'static str, f64)>,
+    pub because: Vec<(String, f64)>,
 }
 
 /// An action, the first and the last time in a row of the same.
@@ -77,7 +82,7 @@ pub struct ActionTaken {
 }
 
 /// What of an account's traffic goes into an indicator bundle. Kept of suspected accounts only.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Indicators {
     /// Addresses.
     pub ips: Vec<String>,
@@ -147,6 +152,8 @@ pub struct State {
     pub indicators: Option<Box<Indicators>>,
     /// Its organisation, once the engine was told.
     pub organisation: Option<OrganisationId>,
+    /// When it was last told that it was asked to verify, unix milliseconds.
+    pub asked_to_verify_ms: u64,
 }
 
 impl State {
@@ -198,13 +205,14 @@ impl Standing {
         result
     }
 
-    /// Takes in a judgement. Returns whether its tier is higher than before.
-    pub fn judged(&self, decision: &Decision, policy: &Arc<str>) -> bool {
+    /// Takes in a judgement. Returns whether tier or cluster have changed, and whether the tier is
+    /// higher than before.
+    pub fn judged(&self, decision: &Decision, policy: &Arc<str>) -> (bool, bool) {
         let mut state = self.state.lock();
         let before = state.judged;
         state.suspicion = decision.suspicion;
         if before == decision.tier && state.cluster == decision.cluster {
-            return false;
+            return (false, false);
         }
         state.judged = decision.tier;
         state.cluster = decision.cluster;
@@ -213,7 +221,7 @@ impl Standing {
                 .contributions
                 .iter()
                 .filter(|part| part.nats > 0.0)
-                .map(|part| (part.finding.detector, part.nats))
+                .map(|part| (part.finding.detector.to_owned(), part.nats))
                 .collect();
             parts.sort_by(|a, b| b.1.total_cmp(&a.1));
             parts.truncate(5);
@@ -232,7 +240,28 @@ impl Standing {
         }
         drop(state);
         self.generation.fetch_add(1, Ordering::AcqRel);
-        decision.tier > before
+        (true, decision.tier > before)
+    }
+
+    /// Takes in a tier that was judged elsewhere.
+    pub fn told(&self, tier: Tier, suspicion: f64, cluster: Option<u64>, changes: Vec<TierChange>) {
+        self.change(|state| {
+            state.judged = tier;
+            state.suspicion = suspicion;
+            state.cluster = cluster;
+            let dropped = changes.len().saturating_sub(STANDING_EVENTS_MAX);
+            state.changes = changes.into_iter().skip(dropped).collect();
+        });
+    }
+
+    /// Whether that it was asked to verify is to be told again.
+    pub fn asks_to_verify(&self, now_ms: u64) -> bool {
+        let mut state = self.state.lock();
+        let due = now_ms.saturating_sub(state.asked_to_verify_ms) >= VERIFICATION_TOLD_MS;
+        if due {
+            state.asked_to_verify_ms = now_ms;
+        }
+        due
     }
 
     /// Remembers an action.
@@ -288,7 +317,7 @@ mod tests {
     fn an_operators_word_counts_until_it_ends_and_lifts_a_suspension() {
         let standing = Standing::new(AccountId::new("a"));
         let policy: Arc<str> = "p".into();
-        assert!(standing.judged(&decision(Tier::High, Some(1)), &policy));
+        assert_eq!(standing.judged(&decision(Tier::High, Some(1)), &policy), (true, true));
         let generation = standing.generation();
         standing.change(|state| {
             state.suspended =
@@ -299,6 +328,7 @@ mod tests {
             let word = Override {
                 tier: Tier::Low,
                 reason: "known".to_owned(),
+                by: "ops".to_owned(),
                 since_ms: 0,
                 until_ms: Some(500),
             };
@@ -316,10 +346,10 @@ mod tests {
         let policy: Arc<str> = "p".into();
         let mut generations = vec![standing.generation()];
         let told = [
-            (decision(Tier::Low, None), true),
-            (decision(Tier::Low, None), false),
-            (decision(Tier::Low, Some(4)), false),
-            (decision(Tier::None, Some(4)), false),
+            (decision(Tier::Low, None), (true, true)),
+            (decision(Tier::Low, None), (false, false)),
+            (decision(Tier::Low, Some(4)), (true, false)),
+            (decision(Tier::None, Some(4)), (true, false)),
         ];
         for (decision, rose) in told {
             assert_eq!(standing.judged(&decision, &policy), rose);

@@ -7,14 +7,15 @@ use detectors::AccountId;
 use detectors::engine::Account;
 use detectors::policy::Takedown as GuardRails;
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::standing::Indicators;
+use super::standing::{Indicators, Suspension};
+use crate::audit::Actor;
 use crate::limits::TAKEDOWNS_MAX;
 
 /// Whether a takedown holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// It waits for an operator's word.
@@ -28,7 +29,7 @@ pub enum Status {
 }
 
 /// Why a member was left out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Why {
     /// Its own suspicion is too low.
@@ -107,14 +108,14 @@ pub fn select(
 }
 
 /// A takedown, done or waiting.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Takedown {
     /// The cluster, 16 hex digits.
     pub cluster: String,
     /// Whether it holds.
     pub status: Status,
-    /// Whose word it was: the policy's or an operator's.
-    pub by: &'static str,
+    /// Whose word it was.
+    pub by: Actor,
     /// Why, where somebody said.
     pub reason: String,
     /// When it was done or began to wait, unix milliseconds.
@@ -139,12 +140,18 @@ impl Takedown {
     pub fn holds(&self, now_ms: u64) -> bool {
         self.status == Status::Active && now_ms < self.until_ms
     }
+
+    /// What it does to each of its members.
+    #[must_use]
+    pub fn suspension(&self) -> Suspension {
+        Suspension { cluster: self.cluster.clone(), since_ms: self.at_ms, until_ms: self.until_ms }
+    }
 }
 
 /// Indicators of compromise: what an IOC bundle says. Unsigned here.
 ///
 /// Source: threat model, "IOC Sharing Protocol".
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Bundle {
     /// Mean suspicion of the members, 0..1.
     pub confidence: f64,
@@ -237,13 +244,6 @@ impl Log {
     pub fn list(&self) -> Vec<Takedown> {
         self.0.lock().iter().rev().cloned().collect()
     }
-
-    /// Marks one as taken back.
-    pub fn undone(&self, cluster: &str) {
-        if let Some(held) = self.0.lock().iter_mut().find(|held| held.cluster == cluster) {
-            held.status = Status::Undone;
-        }
-    }
 }
 
 #[cfg(test)]
@@ -294,7 +294,7 @@ mod tests {
         let takedown = Takedown {
             cluster: "c".to_owned(),
             status: Status::Active,
-            by: "policy",
+            by: Actor::System,
             reason: String::new(),
             at_ms: 0,
             until_ms: 10,
@@ -309,9 +309,10 @@ mod tests {
             assert!(!Takedown { status, ..takedown.clone() }.holds(9));
         }
         let log = Log::default();
-        log.put(takedown);
-        log.undone("c");
+        log.put(takedown.clone());
+        log.put(Takedown { status: Status::Undone, ..takedown });
         assert_eq!(log.get("c").map(|held| held.status), Some(Status::Undone));
+        assert_eq!(log.list().len(), 1);
     }
 
     #[test]

@@ -484,7 +484,7 @@ impl Relay<'_> {
         }
         let has_body = !(end && self.gathered.is_empty());
         if has_body && !without_body {
-            self.shape = self.shaped(plan, false).map(Box::new);
+            self.shape = self.shaped(plan, false).await.map(Box::new);
         }
         let shaped = self.shape.is_some();
         if self.shape.as_ref().is_some_and(|shape| shape.changes_length()) {
@@ -550,7 +550,8 @@ impl Relay<'_> {
     }
 
     /// What shapes the answer, from its beginning or (`resumed`) from here on.
-    fn shaped(&mut self, plan: &Plan<'_>, resumed: bool) -> Option<Shape> {
+    async fn shaped(&mut self, plan: &Plan<'_>, resumed: bool) -> Option<Shape> {
+        plan.enforcer.marks_registered(self.leave).await;
         let treatment = self.leave.treatment();
         if treatment.is_nothing() {
             return None;
@@ -683,7 +684,7 @@ impl Relay<'_> {
         match &mut self.shape {
             Some(shape) => shape.set_pace(pace),
             None if !self.length_told => {
-                self.shape = self.shaped(plan, true).map(Box::new);
+                self.shape = self.shaped(plan, true).await.map(Box::new);
             }
             None => {}
         }

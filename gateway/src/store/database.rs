@@ -100,8 +100,9 @@ fn open(
         transaction.execute_batch(&format!(
             "PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {FORMAT};"
         ))?;
-        let meta = "INSERT INTO meta (name, value) VALUES ('key_check', ?1)";
-        transaction.execute(meta, [key_check])?;
+        let meta = "INSERT INTO meta (name, value) VALUES (?1, ?2)";
+        transaction.execute(meta, ["key_check", key_check])?;
+        transaction.execute(meta, ["node", &made_up_name()])?;
     } else if application != APPLICATION {
         return Err(refused("is a database of another program".to_owned()));
     } else if format > FORMAT {
@@ -120,6 +121,27 @@ fn open(
     connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
     connection.pragma_update(None, "synchronous", synchronous)?;
     Ok(connection)
+}
+
+/// The name that the store was made under.
+pub(super) fn node(connection: &Connection) -> Result<String, StoreError> {
+    let node = "SELECT value FROM meta WHERE name = 'node'";
+    Ok(connection.query_row(node, [], |row| row.get(0))?)
+}
+
+/// The host's name with a few digits: hosts are cloned, and two gateways of one name would take each
+/// other's words for their own.
+fn made_up_name() -> String {
+    let uname = rustix::system::uname();
+    let host: String = uname
+        .nodename()
+        .to_string_lossy()
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        .take(40)
+        .collect();
+    let drawn = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), host.len());
+    format!("{host}-{:08x}", drawn as u32)
 }
 
 /// Writes batches in one transaction; returns what each has written.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::{Item, Section, is_host, read_certificate, suggest};
-use crate::config::{Redis, Secret};
+use crate::config::{Redis, Secret, StoreKind};
 
 /// Port where an address names none.
 const PORT: u16 = 6379;
@@ -12,9 +12,17 @@ const PORT: u16 = 6379;
 const KEEP_DAYS: u32 = 30;
 
 /// `None` where it is wrong, `Some(None)` where it is not there.
-pub(super) fn read(root: &mut Section<'_, '_>) -> Option<Option<Redis>> {
-    let Some(item) = root.optional("redis") else { return Some(None) };
+pub(super) fn read(root: &mut Section<'_, '_>, kind: Option<StoreKind>) -> Option<Option<Redis>> {
+    let Some(item) = root.optional("redis") else {
+        if kind == Some(StoreKind::Redis) {
+            root.error("store", "\"redis\" needs a table [redis] with urls");
+        }
+        return Some(None);
+    };
     let mut table = item.table()?;
+    if kind.is_some_and(|kind| kind != StoreKind::Redis) {
+        table.error("", "is used with store = \"redis\" only");
+    }
     let example = "such as [\"rediss://redis.example.com:6379\"]";
     let urls = table.required("urls", &format!("the servers' addresses, {example}"));
     let servers = urls.as_ref().map(|item| servers(item, example)).unwrap_or_default();
