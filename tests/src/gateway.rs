@@ -41,6 +41,8 @@ pub struct GatewayBuilder {
     listeners: Vec<String>,
     identity: Vec<String>,
     files: Vec<(String, String)>,
+    settings: Vec<String>,
+    tables: Vec<String>,
     log_level: String,
     record: bool,
     record_text: bool,
@@ -65,6 +67,8 @@ impl Gateway {
             listeners: Vec::new(),
             identity: Vec::new(),
             files: Vec::new(),
+            settings: Vec::new(),
+            tables: Vec::new(),
             log_level: "info".to_owned(),
             record: false,
             record_text: false,
@@ -298,6 +302,20 @@ impl GatewayBuilder {
         self
     }
 
+    /// Adds a line above all tables.
+    #[must_use]
+    pub fn setting(mut self, line: &str) -> Self {
+        self.settings.push(format!("{line}\n"));
+        self
+    }
+
+    /// Adds a table of its own, with its header.
+    #[must_use]
+    pub fn table(mut self, toml: &str) -> Self {
+        self.tables.push(format!("{toml}\n"));
+        self
+    }
+
     /// Puts a file into the gateway's folder before it starts.
     #[must_use]
     pub fn file(mut self, name: &str, text: &str) -> Self {
@@ -398,6 +416,7 @@ impl GatewayBuilder {
         let (upstreams, routes) = (self.upstreams.concat(), self.routes.concat());
         let (limits, server) = (self.limits.join("\n"), self.server.join("\n"));
         let identity = self.identity.join("\n");
+        let (settings, tables) = (self.settings.concat(), self.tables.concat());
         let listeners: String = further
             .iter()
             .zip(&self.listeners)
@@ -408,11 +427,11 @@ impl GatewayBuilder {
         let upgrade_socket = folder.join("upgrade.sock");
         let (upgrade_socket, level) = (upgrade_socket.display(), &self.log_level);
         format!(
-            "{record}{policy}\
+            "{settings}{record}{policy}\
              [[listener]]\naddress = \"{tls}\"\n\
              certificates = [{{ chain = \"chain.pem\", key = \"key.pem\" }}]\n\
              [[listener]]\naddress = \"{plain}\"\n\
-             {listeners}{routes}{upstreams}\
+             {listeners}{routes}{upstreams}{tables}\
              [identity]\nkey_file = \"account.key\"\n{identity}\n\
              [admin]\naddress = \"{admin}\"\ntoken_file = \"admin.token\"\n\
              [limits]\n{limits}\n\
