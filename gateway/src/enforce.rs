@@ -14,8 +14,8 @@ pub mod takedown;
 pub mod throttle;
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use detectors::detector::Pace;

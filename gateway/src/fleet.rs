@@ -31,7 +31,7 @@ use pingora_core::services::background::BackgroundService;
 use redis::Value;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::MissedTickBehavior;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use self::connection::{Link, LinkError, text};
 use self::memory::Work;
@@ -192,7 +192,9 @@ impl Fleet {
                 self.share_memory(&mut link, &mut work).await
             };
             let Some(error) = failure(running, &mut shutdown).await else { return };
-            debug!(target: "stillgate::fleet", "memories are not shared: {error}");
+            if pause.is_first() {
+                warn!(target: "stillgate::fleet", "memories are not shared: {error}");
+            }
             self.metrics.fleet_errors.with_label_values(&[error.kind()]).inc();
             if !pause.take(&mut shutdown).await {
                 return;
@@ -269,9 +271,8 @@ impl Fleet {
     /// Words of a commit that were said here.
     fn own(&self, committed: &Committed) -> Vec<Register> {
         let node = self.store.node();
-        let own = |register: &&Register| {
-            register.stamp.by == *node && words::is_shared(register.table)
-        };
+        let own =
+            |register: &&Register| register.stamp.by == *node && words::is_shared(register.table);
         committed.registers.iter().filter(own).cloned().collect()
     }
 

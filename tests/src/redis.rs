@@ -84,7 +84,11 @@ impl Server {
         let begun = std::time::Instant::now();
         while self.cli(&["PING"]).trim() != "PONG" {
             let late = begun.elapsed() > READY_MAX;
-            assert!(!late, "{}", fs::read_to_string(self.folder.path().join("log")).expect("a log"));
+            assert!(
+                !late,
+                "{}",
+                fs::read_to_string(self.folder.path().join("log")).expect("a log")
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -322,7 +326,9 @@ fn copy(mut from: TcpStream, mut to: TcpStream, control: &Control) {
         let length = match from.read(&mut buffer) {
             Ok(0) => break,
             Ok(length) => length,
-            Err(error) if is_late(&error) && control.mode.load(Ordering::Relaxed) != CUT => continue,
+            Err(error) if is_late(&error) && control.mode.load(Ordering::Relaxed) != CUT => {
+                continue;
+            }
             Err(_) => break,
         };
         std::thread::sleep(Duration::from_millis(control.delay_ms.load(Ordering::Relaxed)));

@@ -21,6 +21,9 @@ const WITHIN: Duration = Duration::from_secs(1);
 /// Until gateways agree again after trouble.
 const AGREED_MAX: Duration = Duration::from_secs(30);
 
+/// Accounts are judged, and nothing is done about them.
+const SHADOW: &str = "[enforcement]\nshadow = true\n";
+
 /// A gateway of a fleet that meets at these addresses.
 fn member(provider: &Provider, number: usize, redis: &[SocketAddr], more: &str) -> GatewayBuilder {
     let scheme = if more.contains("ca = ") { "rediss" } else { "redis" };
@@ -154,7 +157,12 @@ impl Traffic {
         let mut all = Vec::new();
         for running in self.running {
             let (took, wrong) = running.join().expect("it ran");
-            assert!(wrong.is_empty(), "{} of {} requests failed: {wrong:?}", wrong.len(), took.len());
+            assert!(
+                wrong.is_empty(),
+                "{} of {} requests failed: {wrong:?}",
+                wrong.len(),
+                took.len()
+            );
             all.extend(took);
         }
         all.sort_unstable();
@@ -352,11 +360,9 @@ fn a_campaign_spread_over_three_gateways_is_judged_as_by_one() {
     }
     let server = Server::start();
     let provider = Provider::start();
-    // Nothing is done about it, so that both sides are asked the same.
-    let policy = "[enforcement]\nshadow = true\n";
+    let policy = SHADOW;
     let behind = "proxy_protocol_from = [\"127.0.0.1/32\"]";
-    let alone =
-        Gateway::in_front_of(provider.address()).listener(behind).policy(policy).start();
+    let alone = Gateway::in_front_of(provider.address()).listener(behind).policy(policy).start();
     let start = |number| {
         let member = member(&provider, number, &[server.address()], "");
         member.listener(behind).policy(policy).start()
@@ -408,10 +414,101 @@ fn a_campaign_spread_over_three_gateways_is_judged_as_by_one() {
     assert_eq!(together, by_one, "three gateways judge as one does");
     let suspected = by_one.iter().filter(|(_, tier, _)| rank(tier) >= 2).count();
     assert!(suspected > 6, "the campaign is not found: {by_one:?}");
+    // What was asked and answered, and by whom, is nowhere in Redis.
+    for command in [&["CONFIG", "SET", "rdbcompression", "no"][..], &["SAVE"]] {
+        assert_eq!(server.cli(command).trim(), "OK");
+    }
+    let dump = fs::read(server.folder().join("dump.rdb")).expect("a dump");
+    let holds = |text: &str| dump.windows(text.len()).any(|part| part == text.as_bytes());
+    assert!(holds("sg:a:") && holds(&ids[0]), "the dump can be read");
+    for secret in ["lighthouse", "odd part", "sk-harvest", "sk-customer", "203.0.113"] {
+        assert!(!holds(secret), "{secret} is in Redis");
+    }
     // By what it has seen itself, a gateway alone would know a third of it.
     for gateway in &gateways {
         assert!(gateway.metric("stillgate_fleet_contributions_total{direction=\"in\"") > 0.0);
     }
+}
+
+/// How long requests go on where it is measured what a fleet costs.
+const MEASURED: Duration = Duration::from_secs(30);
+
+/// Prints what gateways send each other, and what an account takes in Redis.
+#[test]
+#[ignore = "a measurement"]
+fn what_a_fleet_costs() {
+    const CLIENTS: usize = 4;
+    if !redis::is_there() {
+        return;
+    }
+    let accounts: usize =
+        std::env::var("FLEET_ACCOUNTS").ok().and_then(|n| n.parse().ok()).unwrap_or(3_000);
+    let server = Server::start();
+    let provider = Provider::start();
+    let way = Way::open(9, server.address());
+    let gateways = fleet(&provider, &[way.address()], "", SHADOW);
+    let end = Instant::now() + MEASURED;
+    std::thread::scope(|scope| {
+        for (number, gateway) in gateways.iter().enumerate() {
+            for client in 0..CLIENTS {
+                let address = gateway.plain_address();
+                scope.spawn(move || {
+                    let mut step = number + client * GATEWAYS;
+                    while Instant::now() < end {
+                        step += GATEWAYS * CLIENTS;
+                        let account = step.wrapping_mul(7_919) % accounts;
+                        let text = format!("Customer {account} asks about matter {step}: why?");
+                        let key = format!("sk-measured-{account}");
+                        let _ = http1::plain(address, &request(&key, &chat(&text)));
+                    }
+                });
+            }
+        }
+    });
+    let sum = |name: &str| gateways.iter().map(|gateway| gateway.metric(name)).sum::<f64>();
+    let requests = sum("stillgate_requests_total");
+    let seconds = MEASURED.as_secs_f64();
+    let each = GATEWAYS as f64 * seconds;
+    println!(
+        "{:.0} requests/s at each of {GATEWAYS} gateways, {accounts} accounts",
+        requests / each
+    );
+    for direction in ["out", "in"] {
+        let of =
+            |name: &str| sum(&format!("stillgate_fleet_{name}_total{{direction=\"{direction}\""));
+        let (told, bytes) = (of("contributions"), of("bytes"));
+        println!(
+            "{direction}: {:.1} contributions/s, {:.1} kB/s a gateway; {:.2} contributions and \
+             {:.0} bytes a request; {:.0} bytes a contribution",
+            told / each,
+            bytes / each / 1e3,
+            told / requests,
+            bytes / requests,
+            bytes / told
+        );
+    }
+    println!("on the wire, both ways: {:.1} kB/s a gateway", way.bytes() as f64 / each / 1e3);
+    std::thread::sleep(Duration::from_secs(15));
+    let scanned = server.cli(&["--scan", "--pattern", "sg:a:*"]);
+    let keys: Vec<&str> = scanned.lines().collect();
+    let usage = |key: &&&str| -> f64 {
+        server.cli(&["MEMORY", "USAGE", key, "SAMPLES", "0"]).trim().parse().expect("a number")
+    };
+    let sample: Vec<f64> =
+        keys.iter().step_by(keys.len() / 200 + 1).map(|key| usage(&key)).collect();
+    let mean = sample.iter().sum::<f64>() / sample.len() as f64;
+    let fields: f64 = server.cli(&["HLEN", keys[0]]).trim().parse().expect("a number");
+    println!(
+        "{} accounts in Redis, {mean:.0} bytes each, {fields} gateways in the first",
+        keys.len()
+    );
+    for line in
+        server.cli(&["INFO", "memory"]).lines().filter(|l| l.starts_with("used_memory_dataset:"))
+    {
+        println!("{line}");
+    }
+    let late = sum("stillgate_judgements_late_total");
+    println!("{late} of {requests} judgements late");
 }
 
 fn rank(tier: &str) -> usize {
@@ -474,7 +571,7 @@ fn a_slow_redis_slows_nobody() {
     let server = Server::start();
     let provider = Provider::start();
     let way = Way::open(2, server.address());
-    let gateways = fleet(&provider, &[way.address()], "", "");
+    let gateways = fleet(&provider, &[way.address()], "", SHADOW);
     let measure = || {
         let traffic = Traffic::start(&gateways, Duration::from_millis(5));
         std::thread::sleep(Duration::from_secs(6));
@@ -532,7 +629,7 @@ fn nothing_is_lost_whatever_becomes_of_redis() {
         .collect();
     let start = |number: usize| {
         let addresses: Vec<SocketAddr> = ways[number].iter().map(Way::address).collect();
-        member(&provider, number, &addresses, "cluster = true").start()
+        member(&provider, number, &addresses, "cluster = true").policy(SHADOW).start()
     };
     let gateways: Vec<Gateway> = (0..GATEWAYS).map(start).collect();
     in_step(&gateways);
@@ -561,7 +658,10 @@ fn nothing_is_lost_whatever_becomes_of_redis() {
     overridden(1, 1, "high");
     round();
     let after = agreed(&gateways, &accounts);
-    assert_eq!((&after[0]["override"], &after[1]["override"]), (&json!("critical"), &json!("high")));
+    assert_eq!(
+        (&after[0]["override"], &after[1]["override"]),
+        (&json!("critical"), &json!("high"))
+    );
     println!("a master was killed; the gateways agree after {:?}", begun.elapsed());
 
     // A gateway is cut off, and all go on saying things; of two words on one account the later counts.
@@ -600,7 +700,7 @@ fn nothing_is_lost_whatever_becomes_of_redis() {
 
     // Who comes new knows all of it.
     let addresses: Vec<SocketAddr> = ways[0].iter().map(Way::address).collect();
-    let fresh = member(&provider, 9, &addresses, "cluster = true").start();
+    let fresh = member(&provider, 9, &addresses, "cluster = true").policy(SHADOW).start();
     let all: Vec<Gateway> = gateways.into_iter().chain([fresh]).collect();
     assert_eq!(agreed(&all, &accounts), after);
 }

@@ -92,10 +92,7 @@ enum Way {
 
 impl<'m> Link<'m> {
     /// Connects and signs in.
-    pub(super) async fn connect(
-        settings: &Redis,
-        metrics: &'m Metrics,
-    ) -> Result<Self, LinkError> {
+    pub(super) async fn connect(settings: &Redis, metrics: &'m Metrics) -> Result<Self, LinkError> {
         let certificates = certificates(settings)?;
         let connecting = async {
             if settings.cluster {
@@ -124,28 +121,38 @@ impl<'m> Link<'m> {
         Ok(answer)
     }
 
-    /// Asks for several things at once; each answer in its place.
-    pub(super) async fn ask_all(&mut self, commands: &Pipeline) -> Result<Vec<Value>, LinkError> {
-        let bytes = commands.cmd_iter().map(packed_bytes).sum();
+    /// Asks for several things at once, each of commands on one key; the answers in their places.
+    pub(super) async fn ask_all(
+        &mut self,
+        groups: &[Pipeline],
+    ) -> Result<Vec<Vec<Value>>, LinkError> {
+        let bytes = groups.iter().flat_map(Pipeline::cmd_iter).map(packed_bytes).sum();
         self.metrics.fleet_bytes.with_label_values(&["out"]).inc_by(bytes);
-        let count = commands.len();
-        let asking = async {
-            match &mut self.way {
-                Way::One(connection) => connection.req_packed_commands(commands, 0, count).await,
-                Way::Cluster(connection) => {
-                    connection.req_packed_commands(commands, 0, count).await
+        // Keys are at different servers, and to each go together what is asked at the same time.
+        let ask = |group: &Pipeline| {
+            let (way, group) = (self.way.clone(), group.clone());
+            async move {
+                let count = group.len();
+                match way {
+                    Way::One(mut one) => one.req_packed_commands(&group, 0, count).await,
+                    Way::Cluster(mut all) => all.req_packed_commands(&group, 0, count).await,
                 }
             }
         };
+        let asking = futures::future::try_join_all(groups.iter().map(ask));
         let answers = tokio::time::timeout(FLEET_RESPONSE_TIMEOUT * 2, asking).await;
-        let answers = answers.map_err(|_| LinkError::Late)??;
-        let mut read = Vec::with_capacity(answers.len());
-        for answer in answers {
-            let answer = answer.extract_error()?;
-            self.metrics.fleet_bytes.with_label_values(&["in"]).inc_by(value_bytes(&answer));
-            read.push(answer);
+        let mut read = Vec::with_capacity(groups.len());
+        for (group, answers) in groups.iter().zip(answers.map_err(|_| LinkError::Late)??) {
+            let answers = answers.into_iter().map(Value::extract_error);
+            let answers = answers.collect::<Result<Vec<_>, _>>()?;
+            if answers.len() != group.len() {
+                return Err(LinkError::Unexpected);
+            }
+            let bytes = answers.iter().map(value_bytes).sum();
+            self.metrics.fleet_bytes.with_label_values(&["in"]).inc_by(bytes);
+            read.push(answers);
         }
-        if read.len() == count { Ok(read) } else { Err(LinkError::Unexpected) }
+        Ok(read)
     }
 
     /// A slot of each server that takes writes; `None` stands for the only one.
@@ -160,7 +167,8 @@ impl<'m> Link<'m> {
         for range in list(&answer) {
             let [Value::Int(first), _, master, ..] = list(range) else { continue };
             let [_, port, rest @ ..] = list(master) else { continue };
-            let name = rest.first().and_then(text).map_or_else(|| format!("{port:?}"), str::to_owned);
+            let name =
+                rest.first().and_then(text).map_or_else(|| format!("{port:?}"), str::to_owned);
             let first = u16::try_from(*first).map_err(|_| LinkError::Unexpected)?;
             masters.entry(name).or_insert(Some(first));
         }
@@ -202,10 +210,7 @@ impl<'m> Link<'m> {
 }
 
 /// The first of the servers that answers and takes writes.
-async fn one(
-    settings: &Redis,
-    certificates: Option<TlsCertificates>,
-) -> Result<Way, LinkError> {
+async fn one(settings: &Redis, certificates: Option<TlsCertificates>) -> Result<Way, LinkError> {
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(FLEET_CONNECT_TIMEOUT))
         .set_response_timeout(Some(FLEET_RESPONSE_TIMEOUT));
@@ -279,10 +284,8 @@ fn certificates(settings: &Redis) -> Result<Option<TlsCertificates>, LinkError> 
         return Ok(None);
     }
     let read = |path: &PathBuf| {
-        read_bounded(path).map_err(|error| LinkError::File {
-            path: path.clone(),
-            message: error.to_string(),
-        })
+        read_bounded(path)
+            .map_err(|error| LinkError::File { path: path.clone(), message: error.to_string() })
     };
     let client_tls = match &settings.client_certificate {
         Some(certificate) => Some(ClientTlsConfig {
@@ -353,7 +356,9 @@ fn value_bytes(value: &Value) -> u64 {
     match value {
         Value::BulkString(bytes) => bytes.len() as u64 + 7,
         Value::SimpleString(text) | Value::VerbatimString { text, .. } => text.len() as u64 + 3,
-        Value::Array(values) | Value::Set(values) => 5 + values.iter().map(value_bytes).sum::<u64>(),
+        Value::Array(values) | Value::Set(values) => {
+            5 + values.iter().map(value_bytes).sum::<u64>()
+        }
         Value::Map(entries) => {
             let entry = |(name, value): &(Value, Value)| value_bytes(name) + value_bytes(value);
             5 + entries.iter().map(entry).sum::<u64>()

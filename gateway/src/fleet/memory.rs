@@ -133,11 +133,8 @@ impl Fleet {
         };
         if missed {
             work.position = Some(newest);
-            work.scan = Some(Scan {
-                masters: link.masters().await?,
-                cursor: "0".to_owned(),
-                seen: 0,
-            });
+            work.scan =
+                Some(Scan { masters: link.masters().await?, cursor: "0".to_owned(), seen: 0 });
         }
         Ok(())
     }
@@ -228,29 +225,24 @@ impl Fleet {
         }
     }
 
-    async fn publish(
-        &self,
-        link: &mut Link<'_>,
-        accounts: &[AccountId],
-    ) -> Result<(), LinkError> {
+    async fn publish(&self, link: &mut Link<'_>, accounts: &[AccountId]) -> Result<(), LinkError> {
         let (node, keep) = (self.store.node(), self.settings.keep.as_secs());
         let mut named = String::new();
         for some in accounts.chunks(FLEET_ACCOUNTS_AT_ONCE) {
-            let mut pipeline = Pipeline::new();
-            let mut count = 0;
+            let mut groups = Vec::with_capacity(some.len());
             for account in some {
                 let Some(own) = self.judge.contribution(account) else { continue };
                 let key = self.keys.account(account.as_str());
-                pipeline.cmd("HSET").arg(&key).arg(&**node).arg(own.encode());
-                pipeline.cmd("EXPIRE").arg(&key).arg(keep);
+                let mut group = Pipeline::new();
+                group.cmd("HSET").arg(&key).arg(&**node).arg(own.encode());
+                group.cmd("EXPIRE").arg(&key).arg(keep);
+                groups.push(group);
                 named.push_str(account.as_str());
                 named.push('\n');
-                count += 1;
             }
-            if count > 0 {
-                link.ask_all(&pipeline).await?;
-                self.metrics.fleet_contributions.with_label_values(&["out"]).inc_by(count);
-            }
+            link.ask_all(&groups).await?;
+            let told = self.metrics.fleet_contributions.with_label_values(&["out"]);
+            told.inc_by(groups.len() as u64);
         }
         if !named.is_empty() {
             let mut command = redis::cmd("XADD");
@@ -309,18 +301,20 @@ impl Fleet {
                 return Ok(());
             }
             left -= accounts.len();
-            let mut pipeline = Pipeline::new();
-            for account in &accounts {
-                pipeline.cmd("HGETALL").arg(self.keys.account(account.as_str()));
-            }
-            let answers = match link.ask_all(&pipeline).await {
+            let group = |account: &AccountId| {
+                let mut group = Pipeline::new();
+                group.cmd("HGETALL").arg(self.keys.account(account.as_str()));
+                group
+            };
+            let groups: Vec<Pipeline> = accounts.iter().map(group).collect();
+            let answers = match link.ask_all(&groups).await {
                 Ok(answers) => answers,
                 Err(error) => {
                     work.fetch.put_back(accounts);
                     return Err(error);
                 }
             };
-            for (account, answer) in accounts.iter().zip(&answers) {
+            for (account, answer) in accounts.iter().zip(answers.iter().flatten()) {
                 let Some(others) = self.others(account, answer) else { continue };
                 if self.judge.take_in(&others) {
                     self.metrics.fleet_contributions.with_label_values(&["in"]).inc();
@@ -355,11 +349,7 @@ impl Fleet {
     }
 
     /// Reads some more of everything there is.
-    async fn go_on_scanning(
-        &self,
-        link: &mut Link<'_>,
-        work: &mut Work,
-    ) -> Result<(), LinkError> {
+    async fn go_on_scanning(&self, link: &mut Link<'_>, work: &mut Work) -> Result<(), LinkError> {
         let Some(mut scan) = work.scan.take() else { return Ok(()) };
         let prefix = self.keys.account("");
         let mut left = FLEET_AGAIN_MAX;

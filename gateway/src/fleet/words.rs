@@ -228,7 +228,9 @@ mod tests {
         let gone = decode(Table::Override, "a", "17 gw-1\n").unwrap();
         assert_eq!((gone.value.as_ref(), gone.stamp.at_ms, &*gone.stamp.by), (None, 17, "gw-1"));
         assert!(decode(Table::Cursor, "a", "17 gw-1\n{}").is_none());
-        for wrong in ["", "17", "17 gw", "x gw\n", "+1 gw\n", "1 \n{}", " gw\n", "99999999999999999 g\n"] {
+        for wrong in
+            ["", "17", "17 gw", "x gw\n", "+1 gw\n", "1 \n{}", " gw\n", "99999999999999999 g\n"]
+        {
             assert!(decode(Table::Override, "a", wrong).is_none(), "{wrong:?}");
         }
     }
