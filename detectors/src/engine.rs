@@ -75,6 +75,9 @@ pub struct Account {
     /// Its key waits among the changes.
     #[serde(skip)]
     changed: bool,
+    /// Its row was taken back, or there is none.
+    #[serde(skip)]
+    restored: bool,
 }
 
 /// A judgement.
@@ -137,6 +140,8 @@ pub struct Engine {
     /// The accounts of each cluster, by their keys: found again from the accounts, so not saved.
     clusters: HashMap<u64, Vec<u64>, KeyedState>,
     changes: Changes,
+    /// Accounts have rows in a store.
+    stored: bool,
 }
 
 impl Engine {
@@ -155,6 +160,7 @@ impl Engine {
             releases: Vec::new(),
             clusters: HashMap::default(),
             changes: Changes::default(),
+            stored: false,
             policy,
         }
     }
@@ -293,6 +299,12 @@ impl Engine {
             self.releases.insert(place, release);
             self.releases.drain(..self.releases.len().saturating_sub(RELEASES_MAX));
         }
+    }
+
+    /// A model's releases are not heeded any more.
+    pub fn forget_release(&mut self, model: &str) {
+        let model = keyed::hash(&self.key, model.as_bytes());
+        self.releases.retain(|(_, released)| *released != model);
     }
 
     /// What this engine remembers. What it has learnt of the server's ServerHellos it learns again.
@@ -645,6 +657,8 @@ mod tests {
         mine.merge(theirs);
         assert_eq!(mine.releases.len(), RELEASES_MAX);
         assert_eq!(mine.releases[0].0, RELEASES_MAX as u64, "the oldest go");
+        mine.forget_release(&format!("model-{RELEASES_MAX}"));
+        assert_eq!(mine.releases.len(), RELEASES_MAX - 1);
     }
 
     #[test]

@@ -380,3 +380,36 @@ fn what_others_have_seen_is_not_told_as_ones_own() {
     assert_eq!(account.memory.requests, all.memory.requests);
     assert_eq!(account.memory.suspended.last_ms, END_MS);
 }
+
+#[test]
+fn what_is_not_whole_is_neither_stored_nor_told() {
+    let all = told(&EVENTS);
+    let id = ids(&all).into_iter().next().expect("an account");
+    let of_it = |event: &&Event| matches!(event, Event::Exchange(seen) if seen.account.as_ref() == Some(&id));
+    let seen: Vec<&Event> = EVENTS.iter().filter(of_it).collect();
+    let (before, after) = seen.split_at(seen.len() / 2);
+    let mut first = engine();
+    before.iter().for_each(|event| drop(first.observe(event)));
+    let row = first.row(&id).expect("it was seen");
+
+    let mut again = engine();
+    again.set_stored(true);
+    again.set_tracking(true);
+    again.hold(&id, row.held.tier, row.held.suspicion, row.held.at_ms, None);
+    after.iter().for_each(|event| drop(again.observe(event)));
+    assert!(!again.is_restored(&id));
+    assert_eq!((again.row(&id), again.contribution(&id)), (None, None));
+    assert_eq!(again.take_changed(9), []);
+    again.adopt(row.clone());
+    let whole = again.row(&id).expect("it is whole");
+    let mut on = engine();
+    seen.iter().for_each(|event| drop(on.observe(event)));
+    assert_eq!(whole.memory, on.row(&id).expect("it was seen").memory);
+    again.adopt(row);
+    assert_eq!(again.row(&id).map(|row| row.memory), Some(whole.memory), "taken back once");
+    assert_eq!(again.take_changed(9), std::slice::from_ref(&id));
+
+    let fresh = AccountId::new("fresh");
+    again.nothing_stored(&fresh);
+    assert!(again.is_restored(&fresh));
+}

@@ -872,17 +872,22 @@ fn explained(decision: Decision) -> Vec<ExplainedFinding> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use detectors::facts::Facts;
 
     use super::*;
     use crate::judge::tests::observation;
 
-    fn enforcer(policy: &str) -> Arc<Enforcer> {
+    pub(super) fn enforcer(policy: &str) -> Arc<Enforcer> {
+        enforcer_over(policy, Store::in_memory("test").unwrap())
+    }
+
+    pub(super) fn enforcer_over(policy: &str, store: Arc<Store>) -> Arc<Enforcer> {
         let path = std::env::temp_dir().join(format!(
-            "stillgate-enforce-{}-{:x}.toml",
+            "stillgate-enforce-{}-{:x}-{:?}.toml",
             std::process::id(),
-            name_of(policy)
+            name_of(policy),
+            std::thread::current().id(),
         ));
         std::fs::write(&path, policy).unwrap();
         let policies = Arc::new(PolicyStore::load(Some(path.clone())).unwrap());
@@ -892,14 +897,14 @@ mod tests {
         let policy = policies.in_force().policy.clone();
         let judge = Arc::new(Judge::new(policy, facts, [1; 16], metrics.clone()));
         let marks = Marks::new(marks::master_key(b"key").unwrap()).unwrap();
-        let store = Store::in_memory("test").unwrap();
         let enforcer = Arc::new(Enforcer::new(policies, judge, [1; 16], marks, store, metrics));
+        enforcer.restore().unwrap();
         enforcer.start().unwrap();
         enforcer
     }
 
     /// Sets or removes an operator's word, and waits until it holds.
-    fn override_tier(enforcer: &Enforcer, account: &AccountId, word: Option<&Override>) {
+    pub(super) fn override_tier(enforcer: &Enforcer, account: &AccountId, word: Option<&Override>) {
         let said = Said::by_operator("ops", "test");
         enforcer.override_tier(account, word, &said).unwrap().wait().unwrap();
     }
@@ -908,7 +913,7 @@ mod tests {
         detectors::keyed::hash(&[7; 16], text.as_bytes())
     }
 
-    fn word(tier: Tier) -> Option<Override> {
+    pub(super) fn word(tier: Tier) -> Option<Override> {
         let (reason, by) = ("test".to_owned(), "ops".to_owned());
         Some(Override { tier, reason, by, since_ms: 0, until_ms: None })
     }
@@ -1008,7 +1013,7 @@ mod tests {
             let waits = done.clone();
             let holds = std::thread::spawn(move || {
                 held.judge.account(&AccountId::new("b"), |_| ());
-                held.judge.hold(|| {
+                held.judge.while_held(|| {
                     waits.wait();
                     waits.wait();
                 });

@@ -15,7 +15,8 @@ use detectors::facts::Facts;
 use detectors::keyed::Key;
 use detectors::policy::Policy;
 use detectors::seen::{Answered, Arrived, Pending};
-use detectors::{AccountId, Event, Observation};
+use detectors::tier::Tier;
+use detectors::{AccountId, Event, ModelRelease, Observation};
 use parking_lot::Mutex;
 
 use crate::limits::{CHANGED_AT_ONCE, JUDGEMENT_QUEUE_MAX, JUDGEMENT_THREADS};
@@ -135,6 +136,28 @@ impl Judge {
         engine.map(|mut engine| engine.observe(event)).is_some()
     }
 
+    /// Takes in a tier that was judged elsewhere.
+    pub fn hold(
+        &self,
+        account: &AccountId,
+        tier: Tier,
+        suspicion: f64,
+        at_ms: u64,
+        cluster: Option<u64>,
+    ) {
+        self.engine.lock().hold(account, tier, suspicion, at_ms, cluster);
+    }
+
+    /// Takes in when a model was released, unix milliseconds, in the place of what was told before;
+    /// `None`: that is not to be heeded.
+    pub fn set_release(&self, model: &str, at_ms: Option<u64>) {
+        let mut engine = self.engine.lock();
+        engine.forget_release(model);
+        if let Some(at_ms) = at_ms {
+            engine.observe(&Event::ModelRelease(ModelRelease { at_ms, model: model.into() }));
+        }
+    }
+
     /// Judges by another policy from now on.
     pub fn set_policy(&self, policy: Arc<Policy>) {
         self.engine.lock().set_policy(policy);
@@ -240,7 +263,7 @@ impl Judge {
 
     /// Keeps the engine from everybody else while `run` runs.
     #[cfg(test)]
-    pub(crate) fn hold(&self, run: impl FnOnce()) {
+    pub(crate) fn while_held(&self, run: impl FnOnce()) {
         let _engine = self.engine.lock();
         run();
     }
