@@ -435,3 +435,7 @@ pub const FLEET_GATEWAYS_MAX: usize = 64;
 pub const FLEET_UNSURE: Duration = Duration::from_secs(30);
 /// Accounts that are remembered for that.
 pub const FLEET_UNSURE_MAX: usize = 200_000;
+/// Time after which whatever is new of an account is told, though it hardly matters.
+pub const FLEET_RETELL: Duration = Duration::from_secs(5);
+/// Accounts of which is remembered what was told of them within that time.
+pub const FLEET_TOLD_MAX: usize = 200_000;

@@ -377,7 +377,7 @@ fn a_campaign_spread_over_three_gateways_is_judged_as_by_one() {
         scope.spawn(|| harvest(&spread, ROUNDS, pause));
     });
     // What was seen last is told; then each account is seen once more.
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(Duration::from_secs(7));
     std::thread::scope(|scope| {
         scope.spawn(|| harvest(&one, 1, Duration::ZERO));
         scope.spawn(|| harvest(&spread, 1, Duration::ZERO));

@@ -3,13 +3,19 @@
 //! A gateway writes its own field only, whole, so writing it again does no harm; and names the account
 //! in a stream. The others then read the hash and put what all but they have written in the place of
 //! what they were told before. Whoever comes new reads all hashes, a few at a time.
+//!
+//! What matters to a judgement is told in the next round: an account's first exchanges, and each
+//! time that it has a fifth more of them. The rest waits a little, so that an account that never
+//! stops asking costs no more than one that asks now and then.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Instant;
 
 use detectors::AccountId;
 use detectors::engine::Contribution;
+use detectors::tier::Held;
 use redis::{Pipeline, Value};
 use tracing::{info, warn};
 
@@ -20,10 +26,12 @@ use crate::judge::Follower;
 use crate::limits::{
     FLEET_ACCOUNTS_AT_ONCE, FLEET_AGAIN_MAX, FLEET_CHANGED_MAX, FLEET_CHANGED_NAMED_MAX,
     FLEET_CHECK_INTERVAL, FLEET_ENTRIES_MAX, FLEET_FETCH_MAX, FLEET_GATEWAYS_MAX,
-    FLEET_KEY_BYTES_MAX, FLEET_UNSURE, FLEET_UNSURE_MAX,
+    FLEET_KEY_BYTES_MAX, FLEET_RETELL, FLEET_TOLD_MAX, FLEET_UNSURE, FLEET_UNSURE_MAX,
 };
 use crate::store::{Batch, Table, Write};
 
+/// Exchanges of an account that are judged one by one.
+const JUDGED_EACH: u32 = 6;
 /// Key of the cursor that says whose data this gateway has last met.
 const CURSOR: &str = "fleet";
 
@@ -33,14 +41,81 @@ pub(super) struct Work {
     /// How far the stream of changes was read; `None` before the first time.
     position: Option<String>,
     trail: Option<Trail>,
-    /// Accounts to be written, beside those that change from now on.
+    /// Accounts to be written whatever was told of them before.
     unsent: VecDeque<AccountId>,
+    pace: Pace,
     /// Keys of all accounts that were held when Redis was found empty.
     again: Vec<u64>,
     /// Accounts that were written lately: a failover may lose them.
     unsure: VecDeque<(Instant, AccountId)>,
     fetch: Fetch,
     scan: Option<Scan>,
+}
+
+/// What was told of accounts lately.
+#[derive(Default)]
+struct Pace {
+    told: HashMap<AccountId, Told>,
+    order: VecDeque<(Instant, AccountId)>,
+}
+
+/// What was told of an account.
+struct Told {
+    requests: u32,
+    /// Hash of all that this gateway has seen of it.
+    part: u64,
+    /// Whether there is more to tell.
+    more: bool,
+}
+
+impl Pace {
+    /// Whether there is something to tell of an account now.
+    fn is_due(&mut self, own: &Contribution) -> bool {
+        let (part, requests) = (part(own), own.memory.requests);
+        let Some(told) = self.told.get_mut(&own.account) else { return true };
+        if told.part == part {
+            // Others' judgements of it go round by themselves.
+            return false;
+        }
+        let first = requests <= JUDGED_EACH && requests > told.requests;
+        let due = first || requests >= told.requests.saturating_add((told.requests / 5).max(2));
+        told.more |= !due;
+        due
+    }
+
+    fn told(&mut self, own: &Contribution, now: Instant) {
+        let (part, requests) = (part(own), own.memory.requests);
+        let told = Told { requests, part, more: false };
+        if self.told.len() >= FLEET_TOLD_MAX && !self.told.contains_key(&own.account) {
+            return;
+        }
+        if self.told.insert(own.account.clone(), told).is_none() {
+            self.order.push_back((now, own.account.clone()));
+        }
+    }
+
+    /// Accounts whose time is over and of which there is more to tell.
+    fn over(&mut self, now: Instant) -> Vec<AccountId> {
+        let mut more = Vec::new();
+        while self.order.front().is_some_and(|(at, _)| now - *at >= FLEET_RETELL) {
+            let Some((_, account)) = self.order.pop_front() else { break };
+            if self.told.remove(&account).is_some_and(|told| told.more) {
+                more.push(account);
+            }
+        }
+        more
+    }
+}
+
+/// What a gateway has seen itself, without what it holds by judgements.
+fn part(own: &Contribution) -> u64 {
+    let mut seen = own.clone();
+    seen.held = Held::default();
+    seen.peak = Default::default();
+    seen.first = Default::default();
+    let mut hasher = DefaultHasher::new();
+    seen.encode().hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Accounts to be fetched, each once.
@@ -188,32 +263,41 @@ impl Fleet {
     async fn tell(&self, link: &mut Link<'_>, work: &mut Work) -> Result<(), LinkError> {
         let until = Instant::now() + self.settings.memory_interval;
         let mut again = FLEET_AGAIN_MAX;
+        work.unsent.extend(work.pace.over(Instant::now()));
         loop {
-            if work.unsent.is_empty() {
-                let room = FLEET_CHANGED_NAMED_MAX;
-                work.unsent.extend(self.judge.take_changed(Follower::Fleet, room));
-            }
             if work.unsent.is_empty() && again > 0 {
                 let from = work.again.len().saturating_sub(FLEET_CHANGED_NAMED_MAX.min(again));
                 let keys = work.again.split_off(from);
                 again -= keys.len();
                 work.unsent.extend(self.judge.ids_of(&keys));
             }
-            if work.unsent.is_empty() {
+            let some = FLEET_CHANGED_NAMED_MAX.min(work.unsent.len());
+            let mut accounts: Vec<AccountId> = work.unsent.drain(..some).collect();
+            let room = FLEET_CHANGED_NAMED_MAX - some;
+            let changed = self.judge.take_changed(Follower::Fleet, room);
+            if accounts.is_empty() && changed.is_empty() {
                 return Ok(());
             }
-            let some = FLEET_CHANGED_NAMED_MAX.min(work.unsent.len());
-            let accounts: Vec<AccountId> = work.unsent.iter().take(some).cloned().collect();
-            self.publish(link, &accounts).await?;
-            work.unsent.drain(..some);
+            let mut told: Vec<Contribution> =
+                accounts.iter().filter_map(|account| self.judge.contribution(account)).collect();
+            for account in &changed {
+                let own = self.judge.contribution(account);
+                told.extend(own.filter(|own| work.pace.is_due(own)));
+            }
+            // Until all is read: what the others know of whoever asks now comes first.
+            if work.scan.is_some() {
+                changed.iter().for_each(|account| self.want(work, account.clone()));
+            }
+            if let Err(error) = self.publish(link, &told).await {
+                accounts.extend(changed);
+                accounts.into_iter().rev().for_each(|account| work.unsent.push_front(account));
+                return Err(error);
+            }
             let now = Instant::now();
-            for account in accounts {
-                // Until all is read: what the others know of whoever asks now comes first.
-                if work.scan.is_some() {
-                    self.want(work, account.clone());
-                }
+            for own in told {
+                work.pace.told(&own, now);
                 if work.unsure.len() < FLEET_UNSURE_MAX {
-                    work.unsure.push_back((now, account));
+                    work.unsure.push_back((now, own.account));
                 }
             }
             while work.unsure.front().is_some_and(|(at, _)| now - *at > FLEET_UNSURE) {
@@ -225,24 +309,25 @@ impl Fleet {
         }
     }
 
-    async fn publish(&self, link: &mut Link<'_>, accounts: &[AccountId]) -> Result<(), LinkError> {
+    async fn publish(&self, link: &mut Link<'_>, told: &[Contribution]) -> Result<(), LinkError> {
         let (node, keep) = (self.store.node(), self.settings.keep.as_secs());
         let mut named = String::new();
-        for some in accounts.chunks(FLEET_ACCOUNTS_AT_ONCE) {
-            let mut groups = Vec::with_capacity(some.len());
-            for account in some {
-                let Some(own) = self.judge.contribution(account) else { continue };
-                let key = self.keys.account(account.as_str());
+        for some in told.chunks(FLEET_ACCOUNTS_AT_ONCE) {
+            let group = |own: &Contribution| {
+                let key = self.keys.account(own.account.as_str());
                 let mut group = Pipeline::new();
                 group.cmd("HSET").arg(&key).arg(&**node).arg(own.encode());
                 group.cmd("EXPIRE").arg(&key).arg(keep);
-                groups.push(group);
-                named.push_str(account.as_str());
+                group
+            };
+            let groups: Vec<Pipeline> = some.iter().map(group).collect();
+            link.ask_all(&groups).await?;
+            let count = self.metrics.fleet_contributions.with_label_values(&["out"]);
+            count.inc_by(some.len() as u64);
+            for own in some {
+                named.push_str(own.account.as_str());
                 named.push('\n');
             }
-            link.ask_all(&groups).await?;
-            let told = self.metrics.fleet_contributions.with_label_values(&["out"]);
-            told.inc_by(groups.len() as u64);
         }
         if !named.is_empty() {
             let mut command = redis::cmd("XADD");
@@ -314,13 +399,16 @@ impl Fleet {
                     return Err(error);
                 }
             };
-            for (account, answer) in accounts.iter().zip(answers.iter().flatten()) {
-                let Some(others) = self.others(account, answer) else { continue };
-                if self.judge.take_in(&others) {
-                    self.metrics.fleet_contributions.with_label_values(&["in"]).inc();
-                }
-            }
-            tokio::task::yield_now().await;
+            let told = accounts.iter().zip(answers.iter().flatten());
+            let told: Vec<_> =
+                told.filter_map(|(account, hash)| self.others(account, hash)).collect();
+            // On a thread that may wait for the engine: words go on meanwhile.
+            let judge = self.judge.clone();
+            let taken = tokio::task::spawn_blocking(move || {
+                told.iter().filter(|others| judge.take_in(others)).count()
+            });
+            let taken = taken.await.unwrap_or_default() as u64;
+            self.metrics.fleet_contributions.with_label_values(&["in"]).inc_by(taken);
         }
         Ok(())
     }
@@ -436,6 +524,43 @@ mod tests {
     fn entries_are_in_the_order_of_their_numbers() {
         assert!(order("9-1") < order("10-0") && order("10-2") < order("10-10"));
         assert_eq!((order("10"), order("a-1"), order("")), (None, None, None));
+    }
+
+    #[test]
+    fn the_first_exchanges_are_told_at_once_and_the_rest_within_its_time() {
+        let (mut pace, begun) = (Pace::default(), Instant::now());
+        let own = |requests: u32, suspicion: f64| {
+            let mut memory = detectors::account::Memory::default();
+            memory.requests = requests;
+            let held = Held { suspicion, ..Held::default() };
+            Contribution {
+                account: AccountId::new("a"),
+                memory,
+                memories: Default::default(),
+                held,
+                peak: Default::default(),
+                first: Default::default(),
+                cluster: None,
+            }
+        };
+        let told: Vec<u32> = (1..=40)
+            .filter(|requests| {
+                let own = own(*requests, 0.0);
+                let due = pace.is_due(&own);
+                if due {
+                    pace.told(&own, begun);
+                }
+                due
+            })
+            .collect();
+        assert_eq!(told, [1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 19, 22, 26, 31, 37]);
+        assert!(!pace.is_due(&own(37, 0.4)), "what others judged is no news");
+        assert!(pace.over(begun + FLEET_RETELL / 2).is_empty());
+        assert!(!pace.is_due(&own(40, 0.0)));
+        assert_eq!(pace.over(begun + FLEET_RETELL), [AccountId::new("a")]);
+        assert!(pace.is_due(&own(40, 0.0)) && pace.told.is_empty() && pace.order.is_empty());
+        pace.told(&own(41, 0.0), begun);
+        assert!(pace.over(begun + FLEET_RETELL).is_empty(), "there is no more to tell");
     }
 
     #[test]
