@@ -530,9 +530,9 @@ mod tests {
     fn the_first_exchanges_are_told_at_once_and_the_rest_within_its_time() {
         let (mut pace, begun) = (Pace::default(), Instant::now());
         let own = |requests: u32, suspicion: f64| {
-            let mut memory = detectors::account::Memory::default();
-            memory.requests = requests;
-            let held = Held { suspicion, ..Held::default() };
+            let memory = detectors::account::Memory { requests, ..Default::default() };
+            let mut held = Held::default();
+            held.suspicion = suspicion;
             Contribution {
                 account: AccountId::new("a"),
                 memory,
