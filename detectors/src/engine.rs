@@ -16,6 +16,7 @@ use crate::detector::{Context, Pace};
 use crate::event::{DnsLookup, EnforcementAction, Event, Profile};
 use crate::facts::Facts;
 use crate::fusion;
+use crate::indicator;
 use crate::keyed::{self, Key, KeyedState};
 use crate::list::{LIST, Memories};
 use crate::observation::{AccountId, Observation};
@@ -142,6 +143,8 @@ pub struct Engine {
     changes: Changes,
     /// Accounts have rows in a store.
     stored: bool,
+    /// Rows are being taken back.
+    restoring: bool,
 }
 
 impl Engine {
@@ -161,6 +164,7 @@ impl Engine {
             clusters: HashMap::default(),
             changes: Changes::default(),
             stored: false,
+            restoring: false,
             policy,
         }
     }
@@ -454,6 +458,7 @@ impl Engine {
                 }
             }
         }
+        self.learnt.learn_peers(&seen);
         let account = touch(&mut self.accounts, key, id);
         account.note(|memory, memories| {
             memory.note(&seen);
@@ -477,7 +482,8 @@ impl Engine {
             (Family::Frame, some(seen.frames[1])),
             (Family::Resolver, seen.resolver),
         ];
-        for (family, value) in shared {
+        let listed = seen.hits.iter().map(|(hit, _)| (Family::Listed, hit.shared_value()));
+        for (family, value) in shared.into_iter().chain(listed) {
             if let Some(value) = value {
                 self.pivots.add(family, value, key, customer, at_s);
             }
@@ -487,8 +493,7 @@ impl Engine {
     }
 
     fn ties(&self, key: u64, account: &Account) -> Ties {
-        let customers = (self.accounts.len() as f64).max(CUSTOMERS_MIN);
-        ties::ties(key, &account.memory, &self.pivots, &self.muted, customers, |other| {
+        ties::ties(key, &account.memory, &self.pivots, &self.muted, self.customers(), |other| {
             self.accounts.get(other).map(|held| Neighbour {
                 memory: &held.memory,
                 suspended: held.memory.suspended != account::Span::default(),
@@ -496,16 +501,23 @@ impl Engine {
         })
     }
 
+    fn customers(&self) -> f64 {
+        (self.accounts.len() as f64).max(CUSTOMERS_MIN)
+    }
+
     fn judge(&mut self, key: u64, now_ms: u64, explain: bool) -> Option<Decision> {
         let account = self.accounts.get(key)?;
         let ties = self.ties(key, account);
         let card = account.memory.known.payment;
         let card = card.and_then(|payment| self.pivots.crowd(Family::Payment, payment));
+        let listed = indicator::listed(&account.memory, &self.pivots, self.customers(), now_ms);
         let context = Context {
             now_ms,
             account: &account.memory,
             ties: &ties,
             card_accounts: card.map_or(1.0, |crowd| crowd.accounts.count()),
+            listed: &listed,
+            learnt: &self.learnt,
             explain,
         };
         let findings = account.memories.judge(&context, |name| self.policy.enabled(name));
@@ -515,6 +527,8 @@ impl Engine {
         let allowed = self.allowed.iter().any(|id| *id == key || Some(*id) == organisation);
         let suspicion = if allowed { 0.0 } else { fusion::suspicion(&contributions) };
         let cluster = self.cluster(key, account, &ties);
+        // Ties that are still to come back do not speak against a cluster.
+        let cluster = if self.restoring { cluster.or(account.cluster) } else { cluster };
         for edge in ties.edges.iter().filter(|edge| edge.weight >= FIRM) {
             if let Some(other) = self.accounts.get_mut(edge.account) {
                 other.stale |= other.cluster.is_none() || other.held.tier < Tier::Medium;

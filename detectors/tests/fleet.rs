@@ -12,7 +12,8 @@ use corpus::numbers::Numbers;
 use corpus::{END_MS, Label};
 use detectors::engine::{AccountRow, Contribution, Engine};
 use detectors::facts::Facts;
-use detectors::{AccountId, Event};
+use detectors::tier::Tier;
+use detectors::{AccountId, Event, IndicatorHit, IndicatorKind};
 
 const GATEWAYS: usize = 3;
 /// So few that no account's exchanges outrun what is remembered of them between two rounds.
@@ -42,7 +43,18 @@ static EVENTS: LazyLock<Vec<Event>> = LazyLock::new(|| {
         Event::Enforcement(enforcement) => keeps(&enforcement.account),
         Event::Dns(_) | Event::ModelRelease(_) => true,
     };
-    corpus.events.iter().filter(|event| keep(event)).cloned().collect()
+    // Every fifth exchange shows what a peer has listed.
+    let listed = |(at, mut event): (usize, Event)| {
+        if let Event::Exchange(observation) = &mut event
+            && at % 5 == 0
+        {
+            let hit = |kind| IndicatorHit { kind, source: "peer".into(), weight: 0.9 };
+            observation.indicators =
+                [IndicatorKind::Address, IndicatorKind::Token].map(hit).to_vec();
+        }
+        event
+    };
+    corpus.events.iter().filter(|event| keep(event)).cloned().enumerate().map(listed).collect()
 });
 
 fn engine() -> Engine {
@@ -412,4 +424,16 @@ fn what_is_not_whole_is_neither_stored_nor_told() {
     let fresh = AccountId::new("fresh");
     again.nothing_stored(&fresh);
     assert!(again.is_restored(&fresh));
+}
+
+#[test]
+fn nobody_leaves_a_cluster_while_rows_are_taken_back() {
+    for restoring in [true, false] {
+        let mut engine = engine();
+        let id = AccountId::new("alone");
+        engine.set_restoring(restoring);
+        engine.hold(&id, Tier::High, 0.8, END_MS, Some(7));
+        let decision = engine.judge_now(&id, END_MS + 1).expect("it is held");
+        assert_eq!((decision.tier, decision.cluster), (Tier::High, restoring.then_some(7)));
+    }
 }

@@ -357,6 +357,7 @@ mod tests {
             },
             format: Format::AnthropicMessages,
             foreign_marks: 0,
+            indicators: Vec::new(),
             conversation: Conversation {
                 turns: vec![Turn {
                     role: Role::User,

@@ -338,6 +338,7 @@ pub(crate) mod tests {
             },
             format: Format::OpenaiChat,
             foreign_marks: 0,
+            indicators: Vec::new(),
             conversation: Conversation {
                 turns: vec![Turn {
                     role: Role::User,

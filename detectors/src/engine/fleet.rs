@@ -233,6 +233,12 @@ impl Engine {
         self.stored = stored;
     }
 
+    /// Says that rows of many accounts are being taken back, so that an account's ties may be missing
+    /// for the time being: nobody leaves a cluster meanwhile.
+    pub fn set_restoring(&mut self, restoring: bool) {
+        self.restoring = restoring;
+    }
+
     /// Whether all there is of an account is held.
     #[must_use]
     pub fn is_restored(&self, id: &AccountId) -> bool {
