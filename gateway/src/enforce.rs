@@ -261,6 +261,12 @@ impl Enforcer {
         let _ = self.presence.set(presence);
     }
 
+    /// Whether it is one of several and does not hear from the others.
+    #[must_use]
+    pub fn is_apart(&self) -> bool {
+        self.presence.get().is_some_and(|presence| presence.apart_for().is_some())
+    }
+
     /// Starts the threads. They end with the process.
     ///
     /// # Errors

@@ -40,7 +40,7 @@ use crate::config::Redis;
 use crate::enforce::throttle::Throttle;
 use crate::judge::{Follower, Judge};
 use crate::limits::{
-    FLEET_BACKOFF_MAX, FLEET_BACKOFF_MIN, FLEET_CHECK_INTERVAL, FLEET_ENTRIES_MAX,
+    FLEET_BACKOFF_MAX, FLEET_BACKOFF_MIN, FLEET_CHECK_INTERVAL, FLEET_ENTRIES_MAX, FLEET_NAME_HELD,
     FLEET_TAKEN_IN_AT_ONCE, FLEET_TOMBSTONES_KEPT,
 };
 use crate::metrics::Metrics;
@@ -56,6 +56,8 @@ pub struct Fleet {
     keys: Keys,
     /// Tells gateways of one identity key from those of another, without telling the key.
     key_check: String,
+    /// This process, among all that may have its name.
+    instance: String,
     store: Arc<Store>,
     on_word: OnWord,
     judge: Arc<Judge>,
@@ -140,6 +142,7 @@ impl Fleet {
             keys: Keys::new(&settings.prefix),
             settings,
             key_check: key_check.to_owned(),
+            instance: format!("{}-{}", std::process::id(), unix_ms()),
             store,
             on_word,
             judge,
@@ -217,11 +220,30 @@ impl Fleet {
         }
     }
 
+    /// Holds this gateway's name for a few seconds, against another process that has it too. One that
+    /// takes this one's place at a hot upgrade, or after a crash, waits for those seconds.
+    async fn hold_name(&self, link: &mut Link<'_>) -> Result<(), LinkError> {
+        let name = self.keys.shared(&format!("node:{}", self.store.node()));
+        let seconds = FLEET_NAME_HELD.as_secs();
+        let mut set = redis::cmd("SET");
+        set.arg(&name).arg(&self.instance).arg("EX").arg(seconds).arg("NX");
+        link.ask(&set).await?;
+        let mut get = redis::cmd("GET");
+        get.arg(&name);
+        if text(&link.ask(&get).await?).is_some_and(|held| held != self.instance) {
+            return Err(LinkError::SameName);
+        }
+        let mut again = redis::cmd("EXPIRE");
+        again.arg(&name).arg(seconds);
+        link.ask(&again).await.map(drop)
+    }
+
     async fn in_step(
         &self,
         link: &mut Link<'_>,
         feed: &mut broadcast::Receiver<Arc<Committed>>,
     ) -> Result<Infallible, LinkError> {
+        self.hold_name(link).await?;
         let mut trail = self.trail(link).await?;
         let mut positions = self.reconcile(link).await?;
         // What was let through while this gateway was apart is past: it would be a debt of now.
@@ -256,6 +278,7 @@ impl Fleet {
                     self.metrics.fleet_last_sync.set(unix_ms() as f64 / 1000.0);
                     if checked_at.elapsed() >= FLEET_CHECK_INTERVAL {
                         checked_at = Instant::now();
+                        self.hold_name(link).await?;
                         let now = self.trail(link).await?;
                         if now != trail {
                             info!(target: "stillgate::fleet", "Redis is not what it was");

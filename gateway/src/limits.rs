@@ -439,3 +439,7 @@ pub const FLEET_UNSURE_MAX: usize = 200_000;
 pub const FLEET_RETELL: Duration = Duration::from_secs(5);
 /// Accounts of which is remembered what was told of them within that time.
 pub const FLEET_TOLD_MAX: usize = 200_000;
+/// Time for which a gateway's name is its own after it was last heard of.
+pub const FLEET_NAME_HELD: Duration = Duration::from_secs(4);
+/// Longest wait for the other gateways' words before this one says that it is ready.
+pub const FLEET_FIRST_WORDS_MAX: Duration = Duration::from_secs(5);

@@ -5,7 +5,7 @@ use std::fs::OpenOptions;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use detectors::facts::Facts;
@@ -32,7 +32,7 @@ use crate::exchanges::{ExchangeLog, Recorder, TextKey};
 use crate::fleet::{self, Fleet};
 use crate::gateway::Gateway;
 use crate::judge::Judge;
-use crate::limits::POLICY_FILE_INTERVAL;
+use crate::limits::{FLEET_FIRST_WORDS_MAX, POLICY_FILE_INTERVAL};
 use crate::listener::ListenerApp;
 use crate::listener::tls::{CertificateStore, key_log_wanted, server_config};
 use crate::metrics::Metrics;
@@ -413,6 +413,11 @@ impl BackgroundService for Start {
             if open.is_none_or(|open| wanted.iter().all(|port| open.contains(port))) {
                 break;
             }
+            tokio::time::sleep(START_POLL_INTERVAL).await;
+        }
+        // What operators said to others is known before anybody is sent here; but not for ever.
+        let begun = Instant::now();
+        while self.gateway.enforcer.is_apart() && begun.elapsed() < FLEET_FIRST_WORDS_MAX {
             tokio::time::sleep(START_POLL_INTERVAL).await;
         }
         self.gateway.listening();

@@ -51,13 +51,17 @@ pub(super) enum LinkError {
     /// It holds the state of gateways with another identity key.
     #[error("Redis holds the state of gateways that have another identity key under this prefix")]
     OtherKey,
+    /// Another process is connected by this gateway's name: each would take the other's words and
+    /// memories for its own.
+    #[error("another running gateway has this one's name: give each a `node` of its own")]
+    SameName,
 }
 
 impl LinkError {
     /// The `kind` label of the metric.
     pub(super) fn kind(&self) -> &'static str {
         match self {
-            Self::File { .. } | Self::OtherKey => "setting",
+            Self::File { .. } | Self::OtherKey | Self::SameName => "setting",
             Self::Unreachable(_) => "unreachable",
             Self::Late => "late",
             Self::Refused(_) => "refused",
