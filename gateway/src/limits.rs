@@ -536,7 +536,7 @@ pub const FLEET_USED_MAX: usize = 4_096;
 /// Cells in one of them.
 pub const FLEET_USED_CELLS_MAX: usize = 1_024;
 /// Accounts that are written to Redis, or fetched, in one go.
-pub const FLEET_ACCOUNTS_AT_ONCE: usize = 32;
+pub const FLEET_ACCOUNTS_AT_ONCE: usize = 64;
 /// Accounts that one entry of the stream of changes names.
 pub const FLEET_CHANGED_NAMED_MAX: usize = 256;
 /// About how many entries that stream keeps.
