@@ -19,6 +19,7 @@ mod body;
 mod clusters;
 mod connection;
 mod document;
+mod iocs;
 mod marks;
 mod models;
 mod policy;
@@ -179,7 +180,8 @@ impl Why {
 }
 
 /// Every operation with what the document says of it. An operation's `security` names the role that
-/// it needs: viewer to look, operator to decide, admin to change the gateway itself.
+/// it needs: peer to exchange bundles of indicators, viewer to look, operator to decide, admin to
+/// change the gateway itself.
 fn operations() -> OpenApiRouter<AdminState> {
     OpenApiRouter::new()
         .routes(routes!(openapi))
@@ -201,6 +203,11 @@ fn operations() -> OpenApiRouter<AdminState> {
         .routes(routes!(marks::verify))
         .routes(routes!(models::list))
         .routes(routes!(models::show, models::set, models::remove))
+        .routes(routes!(iocs::list))
+        .routes(routes!(iocs::export))
+        .routes(routes!(iocs::import))
+        .routes(routes!(iocs::import_stix))
+        .routes(routes!(iocs::revoke))
         .routes(routes!(policy::show))
         .routes(routes!(policy::validate))
         .routes(routes!(policy::reload))
@@ -424,7 +431,7 @@ mod tests {
     const SECRET: &str = "marmalade-heliograph-7731";
     const WHY: &str = r#"{"reason": "told so by the test"}"#;
 
-    fn tokens() -> [AdminToken; 3] {
+    fn tokens() -> [AdminToken; 4] {
         let token = |role: Role| {
             let secret = Secret::new(token_of(role));
             AdminToken { name: role.name().to_owned(), role, secret }
@@ -459,8 +466,10 @@ mod tests {
         let marks = marks::Marks::new(marks::master_key(b"key").unwrap()).unwrap();
         let (judge, metrics_too) = (Arc::new(judge), Arc::clone(&metrics));
         let store = crate::store::Store::in_memory("test").unwrap();
+        let indicators = crate::ioc::Exchange::new(None, store.clone(), metrics.clone()).unwrap();
         let enforcer = Enforcer::new(Arc::default(), judge, [1; 16], marks, store, metrics_too);
         let enforcer = Arc::new(enforcer);
+        enforcer.look_up_in(indicators);
         enforcer.start().unwrap();
         let state = AdminState::new(
             metrics,

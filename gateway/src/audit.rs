@@ -58,6 +58,8 @@ pub enum Act {
     MarkReturned,
     /// Indicators were taken in from a peer or an operator.
     IndicatorsImported,
+    /// A bundle of indicators was refused.
+    IndicatorsRefused,
     /// Indicators were sent to a peer or given to an operator.
     IndicatorsExported,
     /// An indicator was revoked.

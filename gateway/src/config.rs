@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::ioc::sign::{SigningKey, VerifyKey};
 use crate::limits::Limits;
 use crate::network::NetworkStore;
-use crate::outgoing::Url;
+use crate::outgoing::{Trust, Url};
 use crate::policy::PolicyStore;
 use crate::webhook::Webhook;
 
@@ -35,6 +36,10 @@ pub struct Config {
     pub policies: Arc<PolicyStore>,
     /// Admin address and its secret.
     pub admin: Admin,
+    /// Exchange of indicators with other providers, off when `None`.
+    pub ioc: Option<Arc<Ioc>>,
+    /// Where the gateways of a fleet meet; `None` for one that is alone.
+    pub redis: Option<Redis>,
     /// Where what must last is kept.
     pub store: StoreSettings,
     /// Trace recording, off when `None`.
@@ -242,6 +247,8 @@ impl AdminToken {
 /// What a token may do; each role may do what the ones before it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
+    /// Exchange signed bundles of indicators, as another provider.
+    Peer,
     /// Look.
     Viewer,
     /// Decide on accounts and clusters, and tell what is known of them.
@@ -252,12 +259,13 @@ pub enum Role {
 
 impl Role {
     /// Every role, the least first.
-    pub const ALL: [Self; 3] = [Self::Viewer, Self::Operator, Self::Admin];
+    pub const ALL: [Self; 4] = [Self::Peer, Self::Viewer, Self::Operator, Self::Admin];
 
     /// Its name in the configuration.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Peer => "peer",
             Self::Viewer => "viewer",
             Self::Operator => "operator",
             Self::Admin => "admin",
@@ -281,6 +289,8 @@ pub struct StoreSettings {
 pub enum StoreKind {
     /// On disk.
     Embedded,
+    /// On disk, and shared with other gateways through [`Config::redis`].
+    Redis,
     /// It ends with the process.
     Memory,
 }
@@ -307,6 +317,94 @@ impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Secret(…)")
     }
+}
+
+/// Exchange of indicators with other providers.
+pub struct Ioc {
+    /// The name under which this provider issues bundles.
+    pub provider: Arc<str>,
+    /// Keys that sign them, all of them each; never empty.
+    pub signing: Vec<SigningKey>,
+    /// Key of the hashes that are told, where peers share one.
+    pub exchange_key: Option<Arc<[u8]>>,
+    /// Networks that are never told nor taken in.
+    pub own_networks: Vec<IpNet>,
+    /// How long an indicator holds after it was last seen.
+    pub lifetime_ms: u64,
+    /// How much STIX that operators take in counts, 0..1.
+    pub operator_weight: f64,
+    /// The other providers.
+    pub peers: Vec<Peer>,
+}
+
+impl Ioc {
+    /// Key of the hashes that are told: without one that is shared, one of this provider's own.
+    #[must_use]
+    pub fn share_key(&self) -> Vec<u8> {
+        match (&self.exchange_key, self.signing.first()) {
+            (Some(key), _) => key.to_vec(),
+            (None, Some(key)) => key.reference_key(),
+            (None, None) => Vec::new(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Ioc {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ioc")
+            .field("provider", &self.provider)
+            .field("peers", &self.peers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Another provider.
+#[derive(Debug)]
+pub struct Peer {
+    /// The name under which it issues bundles.
+    pub name: Arc<str>,
+    /// Its address, where it is pushed to or pulled from.
+    pub url: Option<Url>,
+    /// What it wants to see of us.
+    pub token: Option<Secret>,
+    /// Keys that verify its bundles; any one is enough.
+    pub verify: Vec<VerifyKey>,
+    /// How much it counts, 0..1.
+    pub weight: f64,
+    /// Whether it is told at once.
+    pub push: bool,
+    /// Time between two questions for news.
+    pub pull: Option<Duration>,
+    /// By whom its address is trusted.
+    pub trust: Trust,
+}
+
+/// The Redis or Valkey in which the gateways of a fleet meet.
+#[derive(Clone, Debug)]
+pub struct Redis {
+    /// Hosts and ports: of a Cluster any of its servers, otherwise the first that takes writes
+    /// counts. Never empty.
+    pub addresses: Vec<(String, u16)>,
+    /// Whether they speak TLS.
+    pub tls: bool,
+    /// Whether they are a Cluster.
+    pub cluster: bool,
+    /// ACL user; the default user when `None`.
+    pub username: Option<String>,
+    /// Its password.
+    pub password: Option<Secret>,
+    /// CA bundle instead of the system's roots.
+    pub ca: Option<PathBuf>,
+    /// Certificate that this gateway shows.
+    pub client_certificate: Option<Certificate>,
+    /// What every key begins with.
+    pub prefix: String,
+    /// Time between two looks at what others said, and between two reports of what was let through.
+    pub sync_interval: Duration,
+    /// Time between two rounds of account memory.
+    pub memory_interval: Duration,
+    /// How long Redis keeps an account that nobody sees.
+    pub keep: Duration,
 }
 
 /// Trace recording.

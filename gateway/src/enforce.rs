@@ -14,14 +14,14 @@ pub mod takedown;
 pub mod throttle;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use detectors::detector::Pace;
 use detectors::engine::{Decision, TieReport};
 use detectors::finding::Finding;
-use detectors::policy::{Action, Actions, Asked, Policy, WhenLate};
+use detectors::policy::{Action, Actions, Asked, Policy, WhenApart, WhenLate};
 use detectors::seen::Answered;
 use detectors::tier::Tier;
 use detectors::watermark::{Candidate, Layers, Report};
@@ -39,6 +39,7 @@ use self::standing::{Override, Standing, Suspension};
 use self::takedown::Log;
 use self::throttle::{Admission, Throttle, Tokens, Whose};
 use crate::audit::{Act, Actor, Draft, Said};
+use crate::fleet::Presence;
 use crate::judge::{Judge, Judged};
 use crate::limits::{ENFORCE_QUEUE_MAX, STANDINGS_MAX};
 use crate::metrics::Metrics;
@@ -65,8 +66,11 @@ pub struct Enforcer {
     /// Accounts to be looked at.
     pub reviews: Queue,
     judge: Arc<Judge>,
-    throttle: Throttle,
+    /// The cells of all limits.
+    pub throttle: Arc<Throttle>,
     store: Arc<Store>,
+    /// Whether the other gateways are heard from, where there are any.
+    presence: OnceLock<Arc<Presence>>,
     standings: Cache<AccountId, Arc<Standing>>,
     /// What must not be forgotten with a standing that is let go.
     kept: Mutex<HashMap<AccountId, Kept>>,
@@ -74,6 +78,8 @@ pub struct Enforcer {
     marks: Marks,
     afterwards: SyncSender<FollowUp>,
     to_do: Mutex<Option<Receiver<FollowUp>>>,
+    /// What other providers and earlier takedowns tell of.
+    indicators: OnceLock<Arc<crate::ioc::Exchange>>,
     metrics: Arc<Metrics>,
 }
 
@@ -233,16 +239,46 @@ impl Enforcer {
             policies,
             reviews: Queue::default(),
             judge,
-            throttle: Throttle::new(key),
+            throttle: Arc::new(Throttle::new(key)),
             store,
+            presence: OnceLock::new(),
             standings: Cache::new(STANDINGS_MAX),
             kept: Mutex::default(),
             takedowns: Log::default(),
             marks,
             afterwards,
             to_do: Mutex::new(Some(to_do)),
+            indicators: OnceLock::new(),
             metrics,
         }
+    }
+
+    /// Has requests looked up among indicators.
+    pub fn look_up_in(&self, indicators: Arc<crate::ioc::Exchange>) {
+        let _ = self.indicators.set(indicators);
+    }
+
+    /// What is told of indicators, where there is anything.
+    #[must_use]
+    pub fn indicators(&self) -> Option<&Arc<crate::ioc::Exchange>> {
+        self.indicators.get()
+    }
+
+    /// The engine on live traffic.
+    #[must_use]
+    pub fn judge(&self) -> &Arc<Judge> {
+        &self.judge
+    }
+
+    /// From now on this gateway is one of several.
+    pub fn join_fleet(&self, presence: Arc<Presence>) {
+        let _ = self.presence.set(presence);
+    }
+
+    /// Whether it is one of several and does not hear from the others.
+    #[must_use]
+    pub fn is_apart(&self) -> bool {
+        self.presence.get().is_some_and(|presence| presence.apart_for().is_some())
     }
 
     /// Starts the threads. They end with the process.
@@ -288,12 +324,16 @@ impl Enforcer {
     /// Why it is not served.
     pub fn admit(&self, observation: &mut Observation) -> Result<Leave, Denied> {
         let version = self.policies.in_force();
+        self.not_apart(&version.policy)?;
         let begun = Instant::now();
         let standing = observation.account.as_ref().map(|account| self.standing(account));
         if let Some(standing) = &standing {
             let patience = Duration::from_millis(version.policy.enforcement.inline_ms_max);
             self.profile(standing, observation, patience);
             let owners = self.recognise(standing, observation);
+            if let Some(indicators) = self.indicators() {
+                observation.indicators = indicators.lookup(observation);
+            }
             match self.judge.arrived(observation, patience) {
                 Judged::Decided(decision) => self.decided(&decision),
                 Judged::AsBefore => {}
@@ -332,6 +372,24 @@ impl Enforcer {
         };
         self.decide(&mut leave, observation, &version)?;
         Ok(leave)
+    }
+
+    /// What the policy says while the other gateways are not heard from.
+    fn not_apart(&self, policy: &Policy) -> Result<(), Denied> {
+        let fleet = &policy.fleet;
+        if fleet.when_apart == WhenApart::Serve || policy.enforcement.shadow {
+            return Ok(());
+        }
+        let apart = self.presence.get().and_then(|presence| presence.apart_for());
+        if apart.is_none_or(|apart| apart.as_secs_f64() < fleet.apart_seconds) {
+            return Ok(());
+        }
+        Err(Denied {
+            kind: RefusalKind::UpstreamUnavailable { retry_after: Some(Duration::from_secs(1)) },
+            message: "not available for a moment".to_owned(),
+            link: None,
+            reason: "apart",
+        })
     }
 
     fn decide(

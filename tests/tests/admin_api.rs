@@ -13,8 +13,9 @@ use tokio::net::TcpSocket;
 const VIEWER: &str = "viewer-token-0123456789abcdef";
 const OPERATOR: &str = "operator-token-0123456789abcdef";
 const GUESS: &str = "planted-guess";
-const ROLES: [(&str, &str); 3] =
-    [("viewer", VIEWER), ("operator", OPERATOR), ("admin", ADMIN_TOKEN)];
+const PEER: &str = "peer-token-0123456789abcdef";
+const ROLES: [(&str, &str); 4] =
+    [("peer", PEER), ("viewer", VIEWER), ("operator", OPERATOR), ("admin", ADMIN_TOKEN)];
 
 fn gateway(provider: &Provider) -> Gateway {
     let token = |name: &str| {
@@ -23,9 +24,10 @@ fn gateway(provider: &Provider) -> Gateway {
         )
     };
     Gateway::in_front_of(provider.address())
+        .secret("peer.token", PEER)
         .secret("viewer.token", VIEWER)
         .secret("operator.token", OPERATOR)
-        .table(&(token("viewer") + &token("operator")))
+        .table(&(token("peer") + &token("viewer") + &token("operator")))
         .policy("[tiers]\nlow = 0.30\n")
         .start()
 }

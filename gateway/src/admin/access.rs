@@ -161,6 +161,7 @@ impl Refused {
 
     fn role(needed: Role) -> Self {
         let message = match needed {
+            Role::Peer => "this needs a token with the role peer",
             Role::Viewer => "this needs a token with the role viewer",
             Role::Operator => "this needs a token with the role operator",
             Role::Admin => "this needs a token with the role admin",

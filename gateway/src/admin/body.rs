@@ -17,7 +17,7 @@ use super::answer::Refused;
 use crate::audit::Said;
 use crate::limits::{
     ADMIN_BODY_BYTES_MAX, ADMIN_PROFILES_BYTES_MAX, ADMIN_REASON_CHARS_MAX, ADMIN_TEXT_BYTES_MAX,
-    OUTSIDE_CHARS_MAX,
+    IOC_ENVELOPE_BYTES_MAX, OUTSIDE_CHARS_MAX,
 };
 
 /// Largest whole number that a float holds beside its neighbours: 2^53.
@@ -38,6 +38,7 @@ pub(super) fn bytes_max(path: &str) -> u64 {
         "/v1/accounts/profiles" => ADMIN_PROFILES_BYTES_MAX,
         // A text of JSON may be six times as long as what it says.
         "/v1/marks/verify" => 6 * ADMIN_TEXT_BYTES_MAX,
+        "/v1/iocs/import" | "/v1/iocs/stix" => IOC_ENVELOPE_BYTES_MAX as u64,
         "/v1/policy/validate" => ADMIN_TEXT_BYTES_MAX,
         _ => ADMIN_BODY_BYTES_MAX,
     }

@@ -25,8 +25,8 @@ impl Document {
             "title": "Stillgate admin API",
             "version": env!("CARGO_PKG_VERSION"),
             "description": "For the operators of a Stillgate gateway. Every change needs a reason, \
-                and is durable and in the audit before it is acknowledged. A token's role is viewer, \
-                operator or admin; each may do what the ones before it may.",
+                and is durable and in the audit before it is acknowledged. A token's role is peer, \
+                viewer, operator or admin; each may do what the ones before it may.",
             "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
         });
         document["components"]["securitySchemes"][SCHEME] = json!({
@@ -70,7 +70,7 @@ fn complete(method: &Method, role: Role, operation: &mut Value) {
         ("429", "Too many requests; `Retry-After` says when to come again."),
         ("503", "The store or the gateway is busy; the message says what was done."),
     ];
-    if role > Role::Viewer {
+    if role > Role::Peer {
         may.push(("403", "The token's role is too small; the message names the needed one."));
     }
     if !operation["requestBody"].is_null() {

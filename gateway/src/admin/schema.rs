@@ -251,6 +251,146 @@ pub(super) struct SubjectCanaries {
     verdict: Verdict,
 }
 
+/// What an indicator is about.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub(super) enum IocKind {
+    Ip,
+    Subnet,
+    Ja3,
+    Ja3s,
+    Ja4,
+    H2,
+    PaymentHash,
+    WatermarkToken,
+    Account,
+}
+
+/// How indicators are written.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub(super) enum IocFormat {
+    Native,
+    Stix,
+}
+
+/// An indicator that is held.
+#[derive(ToSchema)]
+pub(super) struct IocListed {
+    /// `own/CLUSTER`, `peer/NAME` or `operator/NAME`.
+    source: String,
+    kind: IocKind,
+    value: String,
+    #[schema(minimum = 0, maximum = 1)]
+    confidence: f64,
+    /// What a hit weighs now: trust in the source times its confidence, halved with each week.
+    #[schema(minimum = 0, maximum = 1)]
+    weight: f64,
+    first_seen_ms: u64,
+    last_seen_ms: u64,
+    told_ms: u64,
+    /// Why an operator has dropped it.
+    dropped: Option<String>,
+}
+
+/// A part of the list.
+#[derive(ToSchema)]
+pub(super) struct IocPage {
+    indicators: Vec<IocListed>,
+    /// To be asked after for the next part; null at the end.
+    #[schema(required = true)]
+    next: Option<String>,
+}
+
+/// A signed bundle: a DSSE envelope.
+#[derive(ToSchema)]
+#[schema(rename_all = "camelCase")]
+pub(super) struct IocEnvelope {
+    /// `application/vnd.stillgate.iocs.v1+json`.
+    payload_type: String,
+    /// The bundle's JSON in base64.
+    payload: String,
+    signatures: Vec<IocSignature>,
+}
+
+/// A signature.
+#[derive(ToSchema)]
+pub(super) struct IocSignature {
+    keyid: String,
+    /// In base64.
+    sig: String,
+}
+
+/// What came of a bundle.
+#[derive(ToSchema)]
+pub(super) struct IocTaken {
+    source: String,
+    bundle: String,
+    /// Values that hold now.
+    taken: u64,
+    /// Values that do not hold any more.
+    revoked: u64,
+    /// How many values were skipped, by why.
+    skipped: std::collections::BTreeMap<String, u64>,
+}
+
+/// Which indicators are listed.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct IocQuery {
+    /// Sources that begin so: `own/`, `peer/NAME`, `operator/NAME`.
+    #[param(required = false, max_length = 512)]
+    source: Option<String>,
+    /// Of this kind.
+    #[param(required = false, inline)]
+    kind: Option<IocKind>,
+    /// Those after this one: `next` of the answer before.
+    #[param(required = false, max_length = 512)]
+    after: Option<String>,
+    /// At most so many.
+    #[param(required = false, minimum = 1, maximum = 1000, default = 100)]
+    limit: Option<u32>,
+}
+
+/// Which bundles are exported, and how.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct IocExportQuery {
+    /// Signed bundles, or STIX 2.1.
+    #[param(required = false, inline)]
+    format: Option<IocFormat>,
+    /// Bundles after this one: `next` of the answer before. Of the native format alone.
+    #[param(required = false, pattern = "^[0-9]{1,19}-[0-9a-f]{0,32}$")]
+    after: Option<String>,
+}
+
+/// Under which name STIX is taken in, and on whose word.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct IocStixQuery {
+    /// The name under which it is held, as `operator/NAME`.
+    #[param(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9_.-]+$")]
+    source: String,
+    /// Confidence of indicators that state none, in hundredths.
+    #[param(required = false, minimum = 70, maximum = 100, default = 70)]
+    confidence: Option<u32>,
+    /// Why; the audit tells it.
+    #[param(
+        min_length = 1,
+        max_length = 500,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"
+    )]
+    reason: String,
+    /// Who, beside the token's name.
+    #[param(
+        required = false,
+        min_length = 1,
+        max_length = 64,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"
+    )]
+    operator: Option<String>,
+}
+
 /// An account in a path.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]

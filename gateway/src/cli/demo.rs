@@ -233,7 +233,9 @@ fn config(
         })],
         networks: Arc::default(),
         webhooks: Vec::new(),
+        ioc: None,
         policies: Arc::default(),
+        redis: None,
         identity: Identity {
             key: secrets.identity.clone().into(),
             jwt: None,

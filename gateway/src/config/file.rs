@@ -8,6 +8,8 @@
 //! Source: TOML 1.0. Relative paths in the file are relative to the file.
 
 mod admin;
+mod ioc;
+mod redis;
 mod store;
 mod webhook;
 
@@ -168,8 +170,10 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
     let networks = read_networks(&mut root);
     let policies = read_policies(&mut root);
     let admin = admin::read(&mut root, &listeners);
+    let ioc = ioc::read_ioc(&mut root);
     let store = store::read(&mut root);
     let webhooks = webhook::read(&mut root);
+    let redis = redis::read(&mut root, store.as_ref().map(|store| store.kind));
     let record = read_record(&mut root);
     let limits = read_limits(&mut root);
     let server = read_server(&mut root);
@@ -183,6 +187,8 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
         networks: networks?,
         policies: policies?,
         admin: admin?,
+        ioc,
+        redis: redis?,
         store: store?,
         record,
         webhooks: webhooks?,
@@ -1186,7 +1192,7 @@ fn article(type_name: &str) -> String {
 }
 
 /// Names become metric labels and policy keys, so they stay simple.
-fn check_name(name: &str) -> Result<(), String> {
+pub(crate) fn check_name(name: &str) -> Result<(), String> {
     let simple = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
     if simple && (1..=64).contains(&name.len()) {
         return Ok(());
@@ -1541,7 +1547,7 @@ threads = "two"
 "#;
         let expected = [
             r#"1: admin: is missing; the admin endpoint needs a token: give token_file = "admin.token" (make one: openssl rand -hex 32 > admin.token; chmod 600 admin.token) or token_env = "NAME""#,
-            r#"1: recrod: unknown key; did you mean "record"? (allowed: listener, upstream, route, identity, network, policy, admin, store, data_dir, node, record, record_text, limits, server, log)"#,
+            r#"1: recrod: unknown key; did you mean "record"? (allowed: listener, upstream, route, identity, network, policy, admin, peer, ioc, store, data_dir, node, webhook, redis, record, record_text, limits, server, log)"#,
             r#"3: listener[0].address: "localhost:80" is not IP:PORT, such as 0.0.0.0:8443"#,
             r#"6: listener[1].proxy_protocol_from[0]: "10.0.0.1/8" has bits after its prefix; write 10.0.0.0/8"#,
             "6: listener[1].proxy_protocol_from[1]: is an integer, expected a string",
@@ -1896,7 +1902,9 @@ threads = "two"
     fn is_setting(line: &str) -> bool {
         let key = line.split(" = ").next().unwrap();
         let plain = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b"_2".contains(&b));
-        let table = ["[identity.", "[[webhook]]", "[[admin.token]]"].iter().any(|table| line.starts_with(table));
+        let table = ["[identity.", "[[webhook]]", "[[admin.token]]"]
+            .iter()
+            .any(|table| line.starts_with(table));
         (line.contains(" = ") && plain(key)) || table
     }
 
