@@ -17,6 +17,7 @@ use crate::limits::Limits;
 use crate::network::NetworkStore;
 use crate::outgoing::{Trust, Url};
 use crate::policy::PolicyStore;
+use crate::webhook::Webhook;
 
 /// Everything that `stillgate run` needs.
 #[derive(Clone, Debug)]
@@ -41,6 +42,8 @@ pub struct Config {
     pub store: StoreSettings,
     /// Trace recording, off when `None`.
     pub record: Option<Record>,
+    /// Where what happens is told.
+    pub webhooks: Vec<Webhook>,
     /// Bounds and timeouts.
     pub limits: Limits,
     /// Process settings.

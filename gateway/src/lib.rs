@@ -26,4 +26,5 @@ pub mod route;
 pub mod store;
 pub mod trace;
 pub mod upstream;
+pub mod webhook;
 pub mod wire;

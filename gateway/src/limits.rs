@@ -476,3 +476,24 @@ pub const STORE_GROUP_MAX: usize = 256;
 pub const STORE_KEPT_MAX: usize = 65_536;
 /// Commits that a slow reader of the feed may lag behind.
 pub const STORE_FEED_MAX: usize = 8_192;
+/// Audit entries that are read at a time.
+pub const AUDIT_PAGE: usize = 1_000;
+/// A line of an exported audit. Entries hold no texts of customers; the longest tell of a takedown's
+/// members.
+pub const AUDIT_LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+// webhook.rs
+/// Messages of one webhook that were read from the audit and not all taken.
+pub const WEBHOOK_WINDOW_MAX: usize = 256;
+/// Messages of one webhook that are being sent at once.
+pub const WEBHOOK_IN_FLIGHT_MAX: usize = 8;
+/// Time between two looks at the audit without being told, and between two cursors stored.
+pub const WEBHOOK_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// A receiver's answer.
+pub const WEBHOOK_ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+// cli/evidence.rs
+/// Files in a folder of evidence.
+pub const EVIDENCE_FILES_MAX: usize = 10_000;
+/// A text file in it, but for the audit, which is read line by line.
+pub const EVIDENCE_TEXT_BYTES_MAX: u64 = 256 * 1024 * 1024;

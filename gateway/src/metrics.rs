@@ -40,6 +40,8 @@ pub const UNREAD_REASONS: &[&str] = &["too_long", "encoded"];
 /// `outcome` of reading a file again.
 pub const RELOAD_OUTCOMES: &[&str] = &["ok", "failed"];
 
+/// `outcome` of an attempt to send a webhook's message; `given_up` comes beside the last one.
+pub const WEBHOOK_OUTCOMES: &[&str] = &["taken", "refused", "unreached", "given_up"];
 /// `part` of an exchange that the background detectors did not get.
 pub const SHED_PARTS: &[&str] = &["meaning", "answer"];
 /// `mode` of an action.
@@ -173,6 +175,14 @@ pub struct Metrics {
     pub admin_refused: IntCounterVec,
     /// Long answers and bodies at the admin endpoint that are under way.
     pub admin_streams: IntGauge,
+    /// Number of the audit's last entry.
+    pub audit_entries: IntGauge,
+    /// Attempts to send messages, by `webhook` and `outcome` ([`WEBHOOK_OUTCOMES`]).
+    pub webhook_deliveries: IntCounterVec,
+    /// Audit entries that a `webhook` is behind.
+    pub webhook_lag: IntGaugeVec,
+    /// Age of a `webhook`'s oldest message that was not taken, in seconds; 0 when there is none.
+    pub webhook_oldest: IntGaugeVec,
 }
 
 impl Metrics {
@@ -230,6 +240,10 @@ impl Metrics {
             marks_unregistered: list.counter("marks_unregistered_total", "Answers without marks because these could not be put on record in time")?,
             admin_refused: list.counters("admin_refused_total", "Requests refused at the admin endpoint", &["reason"])?,
             admin_streams: list.gauge("admin_streams", "Long answers and bodies at the admin endpoint under way")?,
+            audit_entries: list.gauge("audit_entries", "Number of the audit's last entry")?,
+            webhook_deliveries: list.counters("webhook_deliveries_total", "Attempts to send a webhook's messages", &["webhook", "outcome"])?,
+            webhook_lag: list.gauges("webhook_lag_entries", "Audit entries that a webhook is behind", &["webhook"])?,
+            webhook_oldest: list.gauges("webhook_oldest_seconds", "Age of a webhook's oldest message that was not taken", &["webhook"])?,
             registry: list.0,
         };
         metrics.start_at_zero();
@@ -442,6 +456,9 @@ mod tests {
         metrics.upstream_attempts.with_label_values(&["model", "ok"]).inc();
         metrics.upstream_members_healthy.with_label_values(&["model"]).set(2);
         metrics.retries.with_label_values(&["model"]).inc();
+        metrics.webhook_deliveries.with_label_values(&["siem", "taken"]).inc();
+        metrics.webhook_lag.with_label_values(&["siem"]).set(1);
+        metrics.webhook_oldest.with_label_values(&["siem"]).set(1);
         metrics.throttled.with_label_values(&["account", "taken"]).inc();
         metrics.ioc_bundles_sent.with_label_values(&["lab-b", "delivered"]).inc();
         metrics.ioc_pulls_failed.with_label_values(&["lab-b"]).inc();

@@ -77,6 +77,13 @@ fn config() {
 }
 
 #[test]
+fn audit_line() {
+    let shown = br#"{"hash":"9f86","entry":{"seq":1,"at_ms":2,"gateway":"a","actor":{"kind":"system"},"act":"started"}}"#;
+    let withheld = br#"{"seq":2,"hash":"9f86","digest":"d081"}"#;
+    smoke(gateway::audit::fuzz_audit_line, &[shown, withheld]);
+}
+
+#[test]
 fn trace() {
     let request = br#"{"kind":"request","ts":1.5,"id":"r1","account":"a","ip":"192.0.2.1","tls":{"ja3":"771,1,2,3,4","alpn":["h2"]},"http":{"version":"2","method":"POST","path":"/v1/messages","headers":[["a","b"]],"h2":{"settings":[[1,2]],"priority":[[1,0,2,3]]}},"body":{"messages":[{"role":"user","content":"a"}]},"response":{"status":200,"duration_ms":1}}"#;
     let others = b"{\"kind\":\"account\",\"ts\":1,\"account\":\"a\",\"bin\":\"123456\"}\n{\"kind\":\"dns\",\"ts\":1,\"ip\":\"::1\",\"transport\":\"doh\",\"server\":\"::1\"}";

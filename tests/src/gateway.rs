@@ -42,7 +42,8 @@ pub struct GatewayBuilder {
     identity: Vec<String>,
     files: Vec<(String, String)>,
     secrets: Vec<(String, String)>,
-    settings: String,
+    settings: Vec<String>,
+    tables: Vec<String>,
     log_level: String,
     record: bool,
     record_text: bool,
@@ -68,7 +69,8 @@ impl Gateway {
             identity: Vec::new(),
             files: Vec::new(),
             secrets: Vec::new(),
-            settings: String::new(),
+            settings: Vec::new(),
+            tables: Vec::new(),
             log_level: "info".to_owned(),
             record: false,
             record_text: false,
@@ -86,6 +88,12 @@ impl Gateway {
     #[must_use]
     pub fn plain_address(&self) -> SocketAddr {
         self.plain
+    }
+
+    /// Address of the admin endpoint.
+    #[must_use]
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
     }
 
     /// Address of a further listener, in the order in which they were added.
@@ -122,12 +130,6 @@ impl Gateway {
     #[must_use]
     pub fn stderr(&self) -> String {
         self.process.stderr()
-    }
-
-    /// Address of the admin endpoint.
-    #[must_use]
-    pub fn admin_address(&self) -> SocketAddr {
-        self.admin
     }
 
     /// Asks the admin endpoint, with the token.
@@ -234,6 +236,22 @@ impl Gateway {
         OldProcess(std::mem::replace(&mut self.process, fresh))
     }
 
+    /// Ends the process as a power cut does and starts another on the same folder.
+    ///
+    /// # Panics
+    /// If the new one does not become ready.
+    pub fn kill_and_start(&mut self) {
+        self.process.signal(Signal::KILL);
+        assert!(self.process.wait(Duration::from_secs(5)).is_some(), "it does not end");
+        self.process = Process::start(&self.folder.path().join("stillgate.toml"), &[]);
+        wait_for("a gateway that is ready", READY_MAX, || {
+            let stderr = self.process.stderr();
+            let ended = self.process.wait(Duration::ZERO);
+            assert!(ended.is_none(), "the gateway ended:\n{stderr}");
+            is_ready(self.admin).then_some(())
+        });
+    }
+
     /// Whether `/readyz` says yes.
     #[must_use]
     pub fn ready(&self) -> bool {
@@ -311,7 +329,7 @@ impl GatewayBuilder {
     /// Adds tables to the end of the configuration.
     #[must_use]
     pub fn settings(mut self, toml: &str) -> Self {
-        self.settings.push_str(toml);
+        self.tables.push(toml.to_owned());
         self
     }
 
@@ -319,6 +337,20 @@ impl GatewayBuilder {
     #[must_use]
     pub fn secret(mut self, name: &str, text: &str) -> Self {
         self.secrets.push((name.to_owned(), text.to_owned()));
+        self
+    }
+
+    /// Adds a line above all tables.
+    #[must_use]
+    pub fn setting(mut self, line: &str) -> Self {
+        self.settings.push(format!("{line}\n"));
+        self
+    }
+
+    /// Adds a table of its own, with its header.
+    #[must_use]
+    pub fn table(mut self, toml: &str) -> Self {
+        self.tables.push(format!("{toml}\n"));
         self
     }
 
@@ -424,7 +456,8 @@ impl GatewayBuilder {
         let policy = if self.policy { "policy = \"policy.toml\"\n" } else { "" };
         let (upstreams, routes) = (self.upstreams.concat(), self.routes.concat());
         let (limits, server) = (self.limits.join("\n"), self.server.join("\n"));
-        let (identity, settings) = (self.identity.join("\n"), &self.settings);
+        let identity = self.identity.join("\n");
+        let (settings, tables) = (self.settings.concat(), self.tables.concat());
         let listeners: String = further
             .iter()
             .zip(&self.listeners)
@@ -435,7 +468,7 @@ impl GatewayBuilder {
         let upgrade_socket = folder.join("upgrade.sock");
         let (upgrade_socket, level) = (upgrade_socket.display(), &self.log_level);
         format!(
-            "{record}{policy}\
+            "{settings}{record}{policy}\
              [[listener]]\naddress = \"{tls}\"\n\
              certificates = [{{ chain = \"chain.pem\", key = \"key.pem\" }}]\n\
              [[listener]]\naddress = \"{plain}\"\n\
@@ -445,7 +478,7 @@ impl GatewayBuilder {
              [limits]\n{limits}\n\
              [server]\nthreads = 2\nupgrade_socket = \"{upgrade_socket}\"\n{server}\n\
              [log]\nlevel = \"{level}\"\nformat = \"text\"\n\
-             {settings}"
+             {tables}"
         )
     }
 }

@@ -233,6 +233,7 @@ fn config(
         })],
         networks: Arc::default(),
         ioc: None,
+        webhooks: Vec::new(),
         policies: Arc::default(),
         identity: Identity {
             key: secrets.identity.clone().into(),

@@ -39,6 +39,7 @@ use crate::metrics::Metrics;
 use crate::network::NetworkStore;
 use crate::store::Store;
 use crate::upstream::UpstreamPool;
+use crate::webhook::Webhooks;
 
 /// Log levels of the libraries that see what clients and upstreams send.
 const LIBRARY_LEVELS: &str = "pingora_core=warn,pingora_core::apps=off,pingora_core::connectors=off,pingora_core::protocols=off,h2=off,rustls=off,hyper=off";
@@ -158,6 +159,8 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
     server.add_service(background_service("indicators", indicators_service));
     let networks = Networks { store: config.networks.clone() };
     server.add_service(background_service("networks", networks));
+    let webhooks = Webhooks::new(&config.webhooks, enforcer.store(), &metrics)?;
+    server.add_service(background_service("webhooks", webhooks));
     let for_readiness = gateway.clone();
     let admin = AdminState::new(
         metrics.clone(),

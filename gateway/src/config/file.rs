@@ -10,6 +10,7 @@
 mod admin;
 mod ioc;
 mod store;
+mod webhook;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -170,6 +171,7 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
     let admin = admin::read(&mut root, &listeners);
     let ioc = ioc::read_ioc(&mut root);
     let store = store::read(&mut root);
+    let webhooks = webhook::read(&mut root);
     let record = read_record(&mut root);
     let limits = read_limits(&mut root);
     let server = read_server(&mut root);
@@ -186,6 +188,7 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
         ioc,
         store: store?,
         record,
+        webhooks: webhooks?,
         limits: limits?,
         server,
         log,
@@ -1836,6 +1839,13 @@ threads = "two"
         directory.certificate("certificates/internal", &["internal.example.com"]);
         directory.write("GeoLite2-ASN.mmdb", crate::network::tests::sample_database());
         directory.write("policy.toml", "");
+        directory.write("webhook.secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n");
+        directory.write("ioc.pem", crate::ioc::sign::tests::PRIVATE);
+        directory.write("other-lab.pem", crate::ioc::sign::tests::PUBLIC);
+        let key = "00112233445566778899aabbccddeeff".repeat(2);
+        directory.write("ioc.key", &key);
+        directory.write("exchange.key", key);
+        directory.write("other-lab.token", "0123456789abcdefghij\n");
         for list in ["tor-exits.txt", "proxies.txt", "vpns.txt"] {
             directory.write(list, "192.0.2.1\n");
         }
@@ -1882,13 +1892,23 @@ threads = "two"
         assert_eq!((shown.retries, shown.protocol), (default.retries, default.protocol));
         assert_eq!(config.server.drain, defaults.server.drain);
         assert_eq!(config.log.level, defaults.log.level);
+        let ioc = config.ioc.as_ref().unwrap();
+        assert_eq!((ioc.lifetime_ms, ioc.operator_weight), (crate::ioc::LIFETIME_MS, 0.5));
+        assert_eq!((ioc.signing.len(), ioc.peers.len(), ioc.peers[0].weight), (2, 1, 0.5));
+        let [webhook] = config.webhooks.as_slice() else { panic!("one webhook") };
+        assert_eq!(webhook.events, crate::webhook::DEFAULT_EVENTS);
+        let seconds = [webhook.timeout, webhook.retry, webhook.retry_max, webhook.give_up_after];
+        assert_eq!(seconds.map(|time| time.as_secs()), [10, 1, 300, 86_400]);
     }
 
     /// `key = value` or `[table]`, not a sentence.
     fn is_setting(line: &str) -> bool {
         let key = line.split(" = ").next().unwrap();
         let plain = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b"_2".contains(&b));
-        (line.contains(" = ") && plain(key)) || line.starts_with("[identity.")
+        let table = ["[identity.", "[[admin.token]]", "[ioc]", "[[peer]]", "[[webhook]]"]
+            .iter()
+            .any(|table| line.starts_with(table));
+        (line.contains(" = ") && plain(key)) || table
     }
 
     #[test]
