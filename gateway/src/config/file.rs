@@ -1840,6 +1840,9 @@ threads = "two"
         directory.write("GeoLite2-ASN.mmdb", crate::network::tests::sample_database());
         directory.write("policy.toml", "");
         directory.write("webhook.secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n");
+        directory.certificate("certificates/admin", &["admin.example.com"]);
+        directory.certificate("certificates/operators-ca", &["operators.example.com"]);
+        directory.write("dashboard.token", "fedcba9876543210fedcba9876543210\n");
         directory.write("ioc.pem", crate::ioc::sign::tests::PRIVATE);
         directory.write("other-lab.pem", crate::ioc::sign::tests::PUBLIC);
         let key = "00112233445566778899aabbccddeeff".repeat(2);
@@ -1904,7 +1907,9 @@ threads = "two"
     /// `key = value` or `[table]`, not a sentence.
     fn is_setting(line: &str) -> bool {
         let key = line.split(" = ").next().unwrap();
-        let plain = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b"_2".contains(&b));
+        let plain = |text: &str| {
+            text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        };
         let table = ["[identity.", "[[admin.token]]", "[ioc]", "[[peer]]", "[[webhook]]"]
             .iter()
             .any(|table| line.starts_with(table));
