@@ -171,10 +171,6 @@ pub struct Metrics {
     pub ioc_pulls_failed: IntCounterVec,
     /// Answers that went without marks because the marks could not be put on record in time.
     pub marks_unregistered: IntCounter,
-    /// Requests refused at the admin endpoint.
-    pub admin_refused: IntCounterVec,
-    /// Long answers and bodies at the admin endpoint that are under way.
-    pub admin_streams: IntGauge,
     /// Number of the audit's last entry.
     pub audit_entries: IntGauge,
     /// Attempts to send messages, by `webhook` and `outcome` ([`WEBHOOK_OUTCOMES`]).
@@ -183,6 +179,10 @@ pub struct Metrics {
     pub webhook_lag: IntGaugeVec,
     /// Age of a `webhook`'s oldest message that was not taken, in seconds; 0 when there is none.
     pub webhook_oldest: IntGaugeVec,
+    /// Requests refused at the admin endpoint.
+    pub admin_refused: IntCounterVec,
+    /// Long answers and bodies at the admin endpoint that are under way.
+    pub admin_streams: IntGauge,
 }
 
 impl Metrics {
@@ -238,12 +238,12 @@ impl Metrics {
             ioc_bundles_sent: list.counters("ioc_bundles_sent_total", "Bundles of indicators that were sent to peers", &["peer", "outcome"])?,
             ioc_pulls_failed: list.counters("ioc_pulls_failed_total", "Questions to peers for bundles that failed", &["peer"])?,
             marks_unregistered: list.counter("marks_unregistered_total", "Answers without marks because these could not be put on record in time")?,
-            admin_refused: list.counters("admin_refused_total", "Requests refused at the admin endpoint", &["reason"])?,
-            admin_streams: list.gauge("admin_streams", "Long answers and bodies at the admin endpoint under way")?,
             audit_entries: list.gauge("audit_entries", "Number of the audit's last entry")?,
             webhook_deliveries: list.counters("webhook_deliveries_total", "Attempts to send a webhook's messages", &["webhook", "outcome"])?,
             webhook_lag: list.gauges("webhook_lag_entries", "Audit entries that a webhook is behind", &["webhook"])?,
             webhook_oldest: list.gauges("webhook_oldest_seconds", "Age of a webhook's oldest message that was not taken", &["webhook"])?,
+            admin_refused: list.counters("admin_refused_total", "Requests refused at the admin endpoint", &["reason"])?,
+            admin_streams: list.gauge("admin_streams", "Long answers and bodies at the admin endpoint under way")?,
             registry: list.0,
         };
         metrics.start_at_zero();

@@ -326,13 +326,6 @@ impl GatewayBuilder {
         self
     }
 
-    /// Adds tables to the end of the configuration.
-    #[must_use]
-    pub fn settings(mut self, toml: &str) -> Self {
-        self.tables.push(toml.to_owned());
-        self
-    }
-
     /// Puts a secret into the gateway's folder before it starts.
     #[must_use]
     pub fn secret(mut self, name: &str, text: &str) -> Self {
@@ -477,8 +470,7 @@ impl GatewayBuilder {
              [admin]\naddress = \"{admin}\"\ntoken_file = \"admin.token\"\n\
              [limits]\n{limits}\n\
              [server]\nthreads = 2\nupgrade_socket = \"{upgrade_socket}\"\n{server}\n\
-             [log]\nlevel = \"{level}\"\nformat = \"text\"\n\
-             {tables}"
+             [log]\nlevel = \"{level}\"\nformat = \"text\"\n"
         )
     }
 }

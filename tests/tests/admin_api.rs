@@ -27,7 +27,7 @@ fn gateway(provider: &Provider) -> Gateway {
         .secret("peer.token", PEER)
         .secret("viewer.token", VIEWER)
         .secret("operator.token", OPERATOR)
-        .settings(&(token("peer") + &token("viewer") + &token("operator")))
+        .table(&(token("peer") + &token("viewer") + &token("operator")))
         .policy("[tiers]\nlow = 0.30\n")
         .start()
 }

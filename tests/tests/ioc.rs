@@ -38,7 +38,7 @@ fn lab_a(provider: &Provider, key: &str) -> GatewayBuilder {
         .policy(&policy)
         .secret("ioc.key", SECRET)
         .secret("ioc.pem", PRIVATE)
-        .settings(&format!("[ioc]\nprovider = \"lab-a\"\n{key}\n"))
+        .table(&format!("[ioc]\nprovider = \"lab-a\"\n{key}\n"))
 }
 
 /// Another, who verifies what that one says by this key.
@@ -47,8 +47,8 @@ fn lab_b(provider: &Provider, key: &str) -> GatewayBuilder {
         .secret("ioc.key", OTHER)
         .secret("peer.key", SECRET)
         .file("peer.pem", PUBLIC)
-        .settings("[ioc]\nprovider = \"lab-b\"\nhmac_key_file = \"ioc.key\"\nown_networks = [\"198.51.100.0/24\"]\n")
-        .settings(&format!("[[peer]]\nname = \"lab-a\"\nweight = 0.5\n{key}\n"))
+        .table("[ioc]\nprovider = \"lab-b\"\nhmac_key_file = \"ioc.key\"\nown_networks = [\"198.51.100.0/24\"]\n")
+        .table(&format!("[[peer]]\nname = \"lab-a\"\nweight = 0.5\n{key}\n"))
 }
 
 /// Sixteen accounts of one operator harvest until they are taken down.
@@ -145,7 +145,7 @@ fn a_takedown_is_pushed_by_hmac_and_its_undoing_follows() {
         "[[peer]]\nname = \"lab-b\"\npush = true\nurl = \"http://{}\"\ntoken_file = \"admin.token\"\n",
         b.admin_address()
     );
-    let a = lab_a(&provider_a, "hmac_key_file = \"ioc.key\"").settings(&push).start();
+    let a = lab_a(&provider_a, "hmac_key_file = \"ioc.key\"").table(&push).start();
     harvest(&a);
     let own = wait_for("all of it", PATIENCE, || {
         let own = told(&a, "&source=own/");
@@ -236,7 +236,7 @@ fn a_peer_that_was_away_is_told_when_it_is_back() {
         "[[peer]]\nname = \"lab-b\"\npush = true\nurl = \"http://{}\"\ntoken_file = \"admin.token\"\n",
         door.address
     );
-    let a = lab_a(&provider_a, "hmac_key_file = \"ioc.key\"").settings(&push).start();
+    let a = lab_a(&provider_a, "hmac_key_file = \"ioc.key\"").table(&push).start();
     harvest(&a);
     wait_for("failures", PATIENCE, || {
         let failed = "stillgate_ioc_bundles_sent_total{outcome=\"failed\"";
@@ -290,7 +290,7 @@ fn a_peers_token_exchanges_bundles_and_nothing_else() {
     let provider = Provider::start();
     let b = lab_b(&provider, "hmac_key_file = \"peer.key\"")
         .secret("peer.token", TOKEN)
-        .settings("[[admin.token]]\nname = \"lab-a\"\nrole = \"peer\"\nfile = \"peer.token\"\n")
+        .table("[[admin.token]]\nname = \"lab-a\"\nrole = \"peer\"\nfile = \"peer.token\"\n")
         .start();
     let ask = |method: &str, path: &str, body: &str| {
         let request = format!(
