@@ -41,9 +41,9 @@ pub struct GatewayBuilder {
     listeners: Vec<String>,
     identity: Vec<String>,
     files: Vec<(String, String)>,
-    secrets: Vec<(String, String)>,
     settings: Vec<String>,
     tables: Vec<String>,
+    secrets: Vec<(String, String)>,
     log_level: String,
     record: bool,
     record_text: bool,
@@ -68,9 +68,9 @@ impl Gateway {
             listeners: Vec::new(),
             identity: Vec::new(),
             files: Vec::new(),
-            secrets: Vec::new(),
             settings: Vec::new(),
             tables: Vec::new(),
+            secrets: Vec::new(),
             log_level: "info".to_owned(),
             record: false,
             record_text: false,
@@ -326,13 +326,6 @@ impl GatewayBuilder {
         self
     }
 
-    /// Puts a secret into the gateway's folder before it starts.
-    #[must_use]
-    pub fn secret(mut self, name: &str, text: &str) -> Self {
-        self.secrets.push((name.to_owned(), text.to_owned()));
-        self
-    }
-
     /// Adds a line above all tables.
     #[must_use]
     pub fn setting(mut self, line: &str) -> Self {
@@ -344,6 +337,13 @@ impl GatewayBuilder {
     #[must_use]
     pub fn table(mut self, toml: &str) -> Self {
         self.tables.push(format!("{toml}\n"));
+        self
+    }
+
+    /// Puts a secret into the gateway's folder before it starts.
+    #[must_use]
+    pub fn secret(mut self, name: &str, text: &str) -> Self {
+        self.secrets.push((name.to_owned(), text.to_owned()));
         self
     }
 
@@ -465,12 +465,13 @@ impl GatewayBuilder {
              [[listener]]\naddress = \"{tls}\"\n\
              certificates = [{{ chain = \"chain.pem\", key = \"key.pem\" }}]\n\
              [[listener]]\naddress = \"{plain}\"\n\
-             {listeners}{routes}{upstreams}\
+             {listeners}{routes}{upstreams}{tables}\
              [identity]\nkey_file = \"account.key\"\n{identity}\n\
              [admin]\naddress = \"{admin}\"\ntoken_file = \"admin.token\"\n\
              [limits]\n{limits}\n\
              [server]\nthreads = 2\nupgrade_socket = \"{upgrade_socket}\"\n{server}\n\
-             [log]\nlevel = \"{level}\"\nformat = \"text\"\n"
+             [log]\nlevel = \"{level}\"\nformat = \"text\"\n\
+             {tables}"
         )
     }
 }

@@ -232,9 +232,10 @@ fn config(
             retries: 1,
         })],
         networks: Arc::default(),
-        ioc: None,
         webhooks: Vec::new(),
+        ioc: None,
         policies: Arc::default(),
+        redis: None,
         identity: Identity {
             key: secrets.identity.clone().into(),
             jwt: None,

@@ -9,6 +9,7 @@
 
 mod admin;
 mod ioc;
+mod redis;
 mod store;
 mod webhook;
 
@@ -172,6 +173,7 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
     let ioc = ioc::read_ioc(&mut root);
     let store = store::read(&mut root);
     let webhooks = webhook::read(&mut root);
+    let redis = redis::read(&mut root, store.as_ref().map(|store| store.kind));
     let record = read_record(&mut root);
     let limits = read_limits(&mut root);
     let server = read_server(&mut root);
@@ -186,6 +188,7 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
         policies: policies?,
         admin: admin?,
         ioc,
+        redis: redis?,
         store: store?,
         record,
         webhooks: webhooks?,
@@ -1544,7 +1547,7 @@ threads = "two"
 "#;
         let expected = [
             r#"1: admin: is missing; the admin endpoint needs a token: give token_file = "admin.token" (make one: openssl rand -hex 32 > admin.token; chmod 600 admin.token) or token_env = "NAME""#,
-            r#"1: recrod: unknown key; did you mean "record"? (allowed: listener, upstream, route, identity, network, policy, admin, peer, ioc, store, data_dir, node, webhook, record, record_text, limits, server, log)"#,
+            r#"1: recrod: unknown key; did you mean "record"? (allowed: listener, upstream, route, identity, network, policy, admin, peer, ioc, store, data_dir, node, webhook, redis, record, record_text, limits, server, log)"#,
             r#"3: listener[0].address: "localhost:80" is not IP:PORT, such as 0.0.0.0:8443"#,
             r#"6: listener[1].proxy_protocol_from[0]: "10.0.0.1/8" has bits after its prefix; write 10.0.0.0/8"#,
             "6: listener[1].proxy_protocol_from[1]: is an integer, expected a string",
