@@ -1843,6 +1843,8 @@ threads = "two"
         directory.write("GeoLite2-ASN.mmdb", crate::network::tests::sample_database());
         directory.write("policy.toml", "");
         directory.write("webhook.secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n");
+        directory.certificate("gateway", &["gateway.example.com"]);
+        directory.write("redis.password", "0123456789abcdef0123456789abcdef\n");
         directory.certificate("certificates/admin", &["admin.example.com"]);
         directory.certificate("certificates/operators-ca", &["operators.example.com"]);
         directory.write("dashboard.token", "fedcba9876543210fedcba9876543210\n");
@@ -1870,7 +1872,7 @@ threads = "two"
 
     #[test]
     fn the_examples_comments_show_settings_that_exist_with_their_defaults() {
-        // Each commented setting is switched on; only `tls` then needs its counterpart.
+        // Each commented setting is switched on; only `tls` and `store` then need their counterparts.
         let switched_on: String = EXAMPLE
             .lines()
             .map(|line| match line.strip_prefix("# ") {
@@ -1879,6 +1881,7 @@ threads = "two"
             })
             .collect();
         let switched_on = switched_on.replace("\ntls = false", "\ntls = true");
+        let switched_on = switched_on.replace("store = \"embedded\"", "store = \"redis\"");
         let directory = example_directory();
         let config = match parse_in(&directory, &switched_on) {
             Ok(config) => config,
@@ -1913,9 +1916,9 @@ threads = "two"
         let plain = |text: &str| {
             text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
         };
-        let table = ["[identity.", "[[admin.token]]", "[ioc]", "[[peer]]", "[[webhook]]"]
-            .iter()
-            .any(|table| line.starts_with(table));
+        let tables =
+            ["[identity.", "[redis]", "[[admin.token]]", "[ioc]", "[[peer]]", "[[webhook]]"];
+        let table = tables.iter().any(|table| line.starts_with(table));
         (line.contains(" = ") && plain(key)) || table
     }
 
