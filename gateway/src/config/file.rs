@@ -1846,6 +1846,17 @@ threads = "two"
         directory.write("GeoLite2-ASN.mmdb", crate::network::tests::sample_database());
         directory.write("policy.toml", "");
         directory.write("webhook.secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n");
+        directory.certificate("gateway", &["gateway.example.com"]);
+        directory.write("redis.password", "0123456789abcdef0123456789abcdef\n");
+        directory.certificate("certificates/admin", &["admin.example.com"]);
+        directory.certificate("certificates/operators-ca", &["operators.example.com"]);
+        directory.write("dashboard.token", "fedcba9876543210fedcba9876543210\n");
+        directory.write("ioc.pem", crate::ioc::sign::tests::PRIVATE);
+        directory.write("other-lab.pem", crate::ioc::sign::tests::PUBLIC);
+        let key = "00112233445566778899aabbccddeeff".repeat(2);
+        directory.write("ioc.key", &key);
+        directory.write("exchange.key", key);
+        directory.write("other-lab.token", "0123456789abcdefghij\n");
         for list in ["tor-exits.txt", "proxies.txt", "vpns.txt"] {
             directory.write(list, "192.0.2.1\n");
         }
@@ -1864,7 +1875,7 @@ threads = "two"
 
     #[test]
     fn the_examples_comments_show_settings_that_exist_with_their_defaults() {
-        // Each commented setting is switched on; only `tls` then needs its counterpart.
+        // Each commented setting is switched on; only `tls` and `store` then need their counterparts.
         let switched_on: String = EXAMPLE
             .lines()
             .map(|line| match line.strip_prefix("# ") {
@@ -1873,6 +1884,7 @@ threads = "two"
             })
             .collect();
         let switched_on = switched_on.replace("\ntls = false", "\ntls = true");
+        let switched_on = switched_on.replace("store = \"embedded\"", "store = \"redis\"");
         let directory = example_directory();
         let config = match parse_in(&directory, &switched_on) {
             Ok(config) => config,
@@ -1892,6 +1904,9 @@ threads = "two"
         assert_eq!((shown.retries, shown.protocol), (default.retries, default.protocol));
         assert_eq!(config.server.drain, defaults.server.drain);
         assert_eq!(config.log.level, defaults.log.level);
+        let ioc = config.ioc.as_ref().unwrap();
+        assert_eq!((ioc.lifetime_ms, ioc.operator_weight), (crate::ioc::LIFETIME_MS, 0.5));
+        assert_eq!((ioc.signing.len(), ioc.peers.len(), ioc.peers[0].weight), (2, 1, 0.5));
         let [webhook] = config.webhooks.as_slice() else { panic!("one webhook") };
         assert_eq!(webhook.events, crate::webhook::DEFAULT_EVENTS);
         let seconds = [webhook.timeout, webhook.retry, webhook.retry_max, webhook.give_up_after];
@@ -1901,10 +1916,12 @@ threads = "two"
     /// `key = value` or `[table]`, not a sentence.
     fn is_setting(line: &str) -> bool {
         let key = line.split(" = ").next().unwrap();
-        let plain = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b"_2".contains(&b));
-        let table = ["[identity.", "[[webhook]]", "[[admin.token]]"]
-            .iter()
-            .any(|table| line.starts_with(table));
+        let plain = |text: &str| {
+            text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        };
+        let tables =
+            ["[identity.", "[redis]", "[[admin.token]]", "[ioc]", "[[peer]]", "[[webhook]]"];
+        let table = tables.iter().any(|table| line.starts_with(table));
         (line.contains(" = ") && plain(key)) || table
     }
 
