@@ -13,6 +13,7 @@
 //! that come back.
 
 mod database;
+mod reader;
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -27,9 +28,11 @@ use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, oneshot};
 
-use crate::audit::{Chained, Draft, Query};
+use crate::audit::{Anchor, Chained, Draft, Query};
 use crate::limits::{STORE_FEED_MAX, STORE_GROUP_MAX, STORE_KEPT_MAX, STORE_QUEUE_MAX};
 use crate::policy::unix_ms;
+
+pub use self::reader::Reader;
 
 /// Kinds of registers. The numbers are on disk: never give one to another kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -405,12 +408,41 @@ impl Store {
         database::scan(&self.state.lock(), table)
     }
 
+    /// Up to `limit` registers of a kind whose keys come after one, removed ones too, by key.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn scan_after(
+        &self,
+        table: Table,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<Register>, StoreError> {
+        database::scan_after(&self.state.lock(), table, after, limit)
+    }
+
+    /// Number of the last audit entry; 0 before the first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn last_audit(&self) -> Result<u64, StoreError> {
+        Ok(database::last_link(&self.state.lock())?.map_or(0, |(seq, _)| seq))
+    }
+
     /// Audit entries.
     ///
     /// # Errors
     /// When the database cannot be read.
     pub fn audit(&self, query: &Query) -> Result<Vec<Chained>, StoreError> {
         database::audit(&self.state.lock(), query)
+    }
+
+    /// The audit's last entry: its number and hash.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn audit_head(&self) -> Result<Anchor, StoreError> {
+        head(&self.state.lock())
     }
 
     /// What is remembered of an account.
@@ -440,6 +472,11 @@ impl Store {
     pub fn put_rows(&self, rows: &[(AccountId, Vec<u8>)]) -> Result<(), StoreError> {
         database::put_rows(&mut self.rows.lock(), rows)
     }
+}
+
+fn head(state: &Connection) -> Result<Anchor, StoreError> {
+    let last = database::last_link(state)?;
+    Ok(last.map_or_else(Anchor::default, |(seq, hash)| Anchor { seq, hash }))
 }
 
 /// The thread that writes.

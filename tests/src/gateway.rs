@@ -17,7 +17,7 @@ use crate::{Authority, http1, wait_for};
 /// Longest time from start to the first `/readyz` that is 200.
 const READY_MAX: Duration = Duration::from_secs(20);
 /// The admin token of every gateway under test.
-const ADMIN_TOKEN: &str = "test-admin-token-0123456789abcdef0123456789abcdef";
+pub const ADMIN_TOKEN: &str = "test-admin-token-0123456789abcdef0123456789abcdef";
 /// The account key of every gateway under test.
 const ACCOUNT_KEY: &str = "7b1d0e5c9a4f38261fd2b6c8e0a7935441c6d8fb2e907a3c5d1f86b4e2a09c77";
 
@@ -43,6 +43,7 @@ pub struct GatewayBuilder {
     files: Vec<(String, String)>,
     settings: Vec<String>,
     tables: Vec<String>,
+    secrets: Vec<(String, String)>,
     log_level: String,
     record: bool,
     record_text: bool,
@@ -69,6 +70,7 @@ impl Gateway {
             files: Vec::new(),
             settings: Vec::new(),
             tables: Vec::new(),
+            secrets: Vec::new(),
             log_level: "info".to_owned(),
             record: false,
             record_text: false,
@@ -86,6 +88,12 @@ impl Gateway {
     #[must_use]
     pub fn plain_address(&self) -> SocketAddr {
         self.plain
+    }
+
+    /// Address of the admin endpoint.
+    #[must_use]
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
     }
 
     /// Address of a further listener, in the order in which they were added.
@@ -228,6 +236,22 @@ impl Gateway {
         OldProcess(std::mem::replace(&mut self.process, fresh))
     }
 
+    /// Ends the process as a power cut does and starts another on the same folder.
+    ///
+    /// # Panics
+    /// If the new one does not become ready.
+    pub fn kill_and_start(&mut self) {
+        self.process.signal(Signal::KILL);
+        assert!(self.process.wait(Duration::from_secs(5)).is_some(), "it does not end");
+        self.process = Process::start(&self.folder.path().join("stillgate.toml"), &[]);
+        wait_for("a gateway that is ready", READY_MAX, || {
+            let stderr = self.process.stderr();
+            let ended = self.process.wait(Duration::ZERO);
+            assert!(ended.is_none(), "the gateway ended:\n{stderr}");
+            is_ready(self.admin).then_some(())
+        });
+    }
+
     /// Whether `/readyz` says yes.
     #[must_use]
     pub fn ready(&self) -> bool {
@@ -316,6 +340,13 @@ impl GatewayBuilder {
         self
     }
 
+    /// Puts a secret into the gateway's folder before it starts.
+    #[must_use]
+    pub fn secret(mut self, name: &str, text: &str) -> Self {
+        self.secrets.push((name.to_owned(), text.to_owned()));
+        self
+    }
+
     /// Puts a file into the gateway's folder before it starts.
     #[must_use]
     pub fn file(mut self, name: &str, text: &str) -> Self {
@@ -383,6 +414,9 @@ impl GatewayBuilder {
         }
         write_secret(&folder.path().join("account.key"), ACCOUNT_KEY);
         write_secret(&folder.path().join("admin.token"), ADMIN_TOKEN);
+        for (name, text) in &self.secrets {
+            write_secret(&folder.path().join(name), text);
+        }
         let mut process = Process::start(&config, &[]);
         let end = Instant::now() + READY_MAX;
         while !is_ready(admin) {
@@ -436,7 +470,8 @@ impl GatewayBuilder {
              [admin]\naddress = \"{admin}\"\ntoken_file = \"admin.token\"\n\
              [limits]\n{limits}\n\
              [server]\nthreads = 2\nupgrade_socket = \"{upgrade_socket}\"\n{server}\n\
-             [log]\nlevel = \"{level}\"\nformat = \"text\"\n"
+             [log]\nlevel = \"{level}\"\nformat = \"text\"\n\
+             {tables}"
         )
     }
 }

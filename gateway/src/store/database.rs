@@ -2,7 +2,7 @@
 //!
 //! Source: SQLite, "Write-Ahead Logging" and "PRAGMA synchronous".
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -74,7 +74,7 @@ fn open(
             (PathBuf::from(name), Connection::open_with_flags(uri, flags)?)
         }
         Place::Directory(dir) => {
-            let cannot = |path: &std::path::Path, error: &dyn std::fmt::Display| StoreError::Open {
+            let cannot = |path: &Path, error: &dyn std::fmt::Display| StoreError::Open {
                 path: path.to_owned(),
                 message: error.to_string(),
             };
@@ -91,10 +91,9 @@ fn open(
     connection.busy_timeout(BUSY_TIMEOUT)?;
     let transaction =
         connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(damaged)?;
-    let number = |pragma: &str| transaction.query_row(pragma, [], |row| row.get::<_, i32>(0));
-    let application = number("PRAGMA application_id").map_err(damaged)?;
-    let format = number("PRAGMA user_version").map_err(damaged)?;
-    let tables = number("SELECT count(*) FROM sqlite_master").map_err(damaged)?;
+    let tables: i32 = transaction
+        .query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get(0))
+        .map_err(damaged)?;
     if tables == 0 {
         transaction.execute_batch(schema)?;
         transaction.execute_batch(&format!(
@@ -103,12 +102,8 @@ fn open(
         let meta = "INSERT INTO meta (name, value) VALUES (?1, ?2)";
         transaction.execute(meta, ["key_check", key_check])?;
         transaction.execute(meta, ["node", &made_up_name()])?;
-    } else if application != APPLICATION {
-        return Err(refused("is a database of another program".to_owned()));
-    } else if format > FORMAT {
-        return Err(refused(format!(
-            "was written by a newer version (format {format}, this one reads {FORMAT})"
-        )));
+    } else {
+        check_format(&transaction, &path)?;
     }
     let written: String = transaction
         .query_row("SELECT value FROM meta WHERE name = 'key_check'", [], |row| row.get(0))
@@ -121,6 +116,62 @@ fn open(
     connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
     connection.pragma_update(None, "synchronous", synchronous)?;
     Ok(connection)
+}
+
+fn check_format(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    let refused = |message: String| StoreError::Open { path: path.to_owned(), message };
+    let number = |pragma: &str| {
+        let number = connection.query_row(pragma, [], |row| row.get::<_, i32>(0));
+        number.map_err(|error| {
+            refused(format!("cannot be read ({error}); restore a backup or move it away"))
+        })
+    };
+    let format = number("PRAGMA user_version")?;
+    if number("PRAGMA application_id")? != APPLICATION {
+        return Err(refused("is a database of another program".to_owned()));
+    }
+    if format > FORMAT {
+        return Err(refused(format!(
+            "was written by a newer version (format {format}, this one reads {FORMAT})"
+        )));
+    }
+    Ok(())
+}
+
+/// Opens the state of a store to read it, beside the gateway that writes it or alone, and leaves
+/// nothing behind. Whose identity key it was written under does not matter.
+pub(super) fn open_read_only(dir: &Path) -> Result<Connection, StoreError> {
+    let path = dir.join("state.sqlite");
+    let refused = |message: String| StoreError::Open { path: path.clone(), message };
+    if let Err(error) = std::fs::metadata(&path) {
+        return Err(refused(format!("cannot be read: {error}")));
+    }
+    // Without a journal nobody has it open and all is in the file. Then it may lie where nothing can
+    // be written, and no journal is made beside it.
+    let mut journal = path.clone().into_os_string();
+    journal.push("-wal");
+    let connection = if Path::new(&journal).exists() {
+        Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+    } else {
+        let escaped: String = path.display().to_string().chars().map(uri_escaped).collect();
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+        Connection::open_with_flags(format!("file:{escaped}?immutable=1"), flags)
+    };
+    let damaged = |error: rusqlite::Error| refused(format!("cannot be read ({error})"));
+    let connection = connection.map_err(damaged)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    check_format(&connection, &path)?;
+    Ok(connection)
+}
+
+/// What has a meaning in a URI's path (SQLite, "Uniform Resource Identifiers").
+fn uri_escaped(character: char) -> String {
+    match character {
+        '%' => "%25".to_owned(),
+        '?' => "%3f".to_owned(),
+        '#' => "%23".to_owned(),
+        other => other.to_string(),
+    }
 }
 
 /// The name that the store was made under.
@@ -203,7 +254,7 @@ pub(super) fn commit(
     Ok(all)
 }
 
-fn last_link(connection: &Connection) -> Result<Option<(u64, String)>, StoreError> {
+pub(super) fn last_link(connection: &Connection) -> Result<Option<(u64, String)>, StoreError> {
     let mut last =
         connection.prepare_cached("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1")?;
     Ok(last.query_row([], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
@@ -231,6 +282,21 @@ pub(super) fn scan(connection: &Connection, table: Table) -> Result<Vec<Register
         "SELECT key, at_ms, by, value FROM registers WHERE kind = ?1 ORDER BY key",
     )?;
     let found = all.query_map([table as u8], |row| register(row, table))?;
+    Ok(found.collect::<Result<_, _>>()?)
+}
+
+pub(super) fn scan_after(
+    connection: &Connection,
+    table: Table,
+    after: &str,
+    limit: usize,
+) -> Result<Vec<Register>, StoreError> {
+    let mut some = connection.prepare_cached(
+        "SELECT key, at_ms, by, value FROM registers WHERE kind = ?1 AND key > ?2
+         ORDER BY key LIMIT ?3",
+    )?;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let found = some.query_map(params![table as u8, after, limit], |row| register(row, table))?;
     Ok(found.collect::<Result<_, _>>()?)
 }
 
