@@ -253,6 +253,17 @@ impl Enforcer {
         }
     }
 
+    /// Has requests looked up among indicators.
+    pub fn look_up_in(&self, indicators: Arc<crate::ioc::Exchange>) {
+        let _ = self.indicators.set(indicators);
+    }
+
+    /// What is told of indicators, where there is anything.
+    #[must_use]
+    pub fn indicators(&self) -> Option<&Arc<crate::ioc::Exchange>> {
+        self.indicators.get()
+    }
+
     /// The engine on live traffic.
     #[must_use]
     pub fn judge(&self) -> &Arc<Judge> {
@@ -268,17 +279,6 @@ impl Enforcer {
     #[must_use]
     pub fn is_apart(&self) -> bool {
         self.presence.get().is_some_and(|presence| presence.apart_for().is_some())
-    }
-
-    /// Has requests looked up among indicators.
-    pub fn look_up_in(&self, indicators: Arc<crate::ioc::Exchange>) {
-        let _ = self.indicators.set(indicators);
-    }
-
-    /// What is told of indicators, where there is anything.
-    #[must_use]
-    pub fn indicators(&self) -> Option<&Arc<crate::ioc::Exchange>> {
-        self.indicators.get()
     }
 
     /// Starts the threads. They end with the process.

@@ -164,6 +164,16 @@ pub struct Metrics {
     pub reviews_dropped: IntCounter,
     /// Prompts that held a mark or a canary of ours, by `layer` ([`MARK_LAYERS`]).
     pub marks_recognised: IntCounterVec,
+    /// Indicators that are held.
+    pub ioc_held: IntGauge,
+    /// Indicators that requests were found to show, by `kind`.
+    pub ioc_hits: IntCounterVec,
+    /// Bundles that came from peers, by `outcome` ([`IOC_OUTCOMES`]).
+    pub ioc_bundles_received: IntCounterVec,
+    /// Bundles that were sent to peers, by `peer` and `outcome` ([`IOC_SENDINGS`]).
+    pub ioc_bundles_sent: IntCounterVec,
+    /// Questions to peers for news that failed, by `peer`.
+    pub ioc_pulls_failed: IntCounterVec,
     /// Whether the other gateways are heard from: 0 or 1.
     pub fleet_connected: IntGauge,
     /// When they last were, unix seconds.
@@ -180,16 +190,6 @@ pub struct Metrics {
     pub fleet_reconciles: IntCounter,
     /// What was not shared because there was too much of it, by `part` ([`FLEET_PARTS`]).
     pub fleet_shed: IntCounterVec,
-    /// Indicators that are held.
-    pub ioc_held: IntGauge,
-    /// Indicators that requests were found to show, by `kind`.
-    pub ioc_hits: IntCounterVec,
-    /// Bundles that came from peers, by `outcome` ([`IOC_OUTCOMES`]).
-    pub ioc_bundles_received: IntCounterVec,
-    /// Bundles that were sent to peers, by `peer` and `outcome` ([`IOC_SENDINGS`]).
-    pub ioc_bundles_sent: IntCounterVec,
-    /// Questions to peers for news that failed, by `peer`.
-    pub ioc_pulls_failed: IntCounterVec,
     /// Answers that went without marks because the marks could not be put on record in time.
     pub marks_unregistered: IntCounter,
     /// Number of the audit's last entry.
@@ -253,6 +253,11 @@ impl Metrics {
             judgement_duration: list.short_seconds("judgement_duration_seconds", "Judgement of a request before its upstream is asked", &[])?,
             reviews_dropped: list.counter("reviews_dropped_total", "Accounts pushed out of the review queue")?,
             marks_recognised: list.counters("marks_recognised_total", "Prompts that held a mark or a canary of ours", &["layer"])?,
+            ioc_held: list.gauge("ioc_indicators_held", "Indicators of compromise that are held")?,
+            ioc_hits: list.counters("ioc_hits_total", "Indicators that requests were found to show", &["kind"])?,
+            ioc_bundles_received: list.counters("ioc_bundles_received_total", "Bundles of indicators that came from peers", &["outcome"])?,
+            ioc_bundles_sent: list.counters("ioc_bundles_sent_total", "Bundles of indicators that were sent to peers", &["peer", "outcome"])?,
+            ioc_pulls_failed: list.counters("ioc_pulls_failed_total", "Questions to peers for bundles that failed", &["peer"])?,
             fleet_connected: list.gauge("fleet_connected", "Whether the other gateways are heard from")?,
             fleet_last_sync: list.number("fleet_last_sync_timestamp_seconds", "When the other gateways were last heard from, since the unix epoch")?,
             fleet_words: list.counters("fleet_words_total", "Words sent to other gateways and taken from them", &["direction"])?,
@@ -261,11 +266,6 @@ impl Metrics {
             fleet_errors: list.counters("fleet_errors_total", "Failures between gateways", &["kind"])?,
             fleet_reconciles: list.counter("fleet_reconciles_total", "Comparisons of everything with what Redis holds")?,
             fleet_shed: list.counters("fleet_shed_total", "What was not shared because there was too much of it", &["part"])?,
-            ioc_held: list.gauge("ioc_indicators_held", "Indicators of compromise that are held")?,
-            ioc_hits: list.counters("ioc_hits_total", "Indicators that requests were found to show", &["kind"])?,
-            ioc_bundles_received: list.counters("ioc_bundles_received_total", "Bundles of indicators that came from peers", &["outcome"])?,
-            ioc_bundles_sent: list.counters("ioc_bundles_sent_total", "Bundles of indicators that were sent to peers", &["peer", "outcome"])?,
-            ioc_pulls_failed: list.counters("ioc_pulls_failed_total", "Questions to peers for bundles that failed", &["peer"])?,
             marks_unregistered: list.counter("marks_unregistered_total", "Answers without marks because these could not be put on record in time")?,
             audit_entries: list.gauge("audit_entries", "Number of the audit's last entry")?,
             webhook_deliveries: list.counters("webhook_deliveries_total", "Attempts to send a webhook's messages", &["webhook", "outcome"])?,
@@ -302,13 +302,13 @@ impl Metrics {
             (&self.policy_reloads, RELOAD_OUTCOMES),
             (&self.judgements_shed, SHED_PARTS),
             (&self.marks_recognised, MARK_LAYERS),
+            (&self.ioc_bundles_received, IOC_OUTCOMES),
+            (&self.admin_refused, ADMIN_REFUSALS),
             (&self.fleet_words, DIRECTIONS),
             (&self.fleet_contributions, DIRECTIONS),
             (&self.fleet_bytes, DIRECTIONS),
             (&self.fleet_errors, FLEET_ERRORS),
             (&self.fleet_shed, FLEET_PARTS),
-            (&self.ioc_bundles_received, IOC_OUTCOMES),
-            (&self.admin_refused, ADMIN_REFUSALS),
         ] {
             for value in values {
                 counters.with_label_values(&[value]).inc_by(0);

@@ -125,11 +125,11 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
     let indicators = Exchange::new(config.ioc.clone(), store.clone(), metrics.clone());
     let indicators = indicators.map_err(|error| error.to_string())?;
     let enforcer = enforcer(&config, store, &metrics)?;
+    enforcer.look_up_in(indicators.clone());
     if let Some(redis) = &config.redis {
         let fleet = fleet(redis, &config, &enforcer, &metrics);
         server.add_service(background_service("fleet", fleet));
     }
-    enforcer.look_up_in(indicators.clone());
     let exchanges = Arc::new(exchanges);
     let gateway = Gateway::new(config, pools, namer, metrics.clone(), exchanges, enforcer.clone());
     let gateway = Arc::new(gateway);

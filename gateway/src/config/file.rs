@@ -172,8 +172,8 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
     let admin = admin::read(&mut root, &listeners);
     let ioc = ioc::read_ioc(&mut root);
     let store = store::read(&mut root);
-    let redis = redis::read(&mut root, store.as_ref().map(|store| store.kind));
     let webhooks = webhook::read(&mut root);
+    let redis = redis::read(&mut root, store.as_ref().map(|store| store.kind));
     let record = read_record(&mut root);
     let limits = read_limits(&mut root);
     let server = read_server(&mut root);
@@ -187,8 +187,8 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
         networks: networks?,
         policies: policies?,
         admin: admin?,
-        redis: redis?,
         ioc,
+        redis: redis?,
         store: store?,
         record,
         webhooks: webhooks?,
@@ -1547,7 +1547,7 @@ threads = "two"
 "#;
         let expected = [
             r#"1: admin: is missing; the admin endpoint needs a token: give token_file = "admin.token" (make one: openssl rand -hex 32 > admin.token; chmod 600 admin.token) or token_env = "NAME""#,
-            r#"1: recrod: unknown key; did you mean "record"? (allowed: listener, upstream, route, identity, network, policy, admin, peer, ioc, store, data_dir, node, redis, record, record_text, limits, server, log)"#,
+            r#"1: recrod: unknown key; did you mean "record"? (allowed: listener, upstream, route, identity, network, policy, admin, peer, ioc, store, data_dir, node, webhook, redis, record, record_text, limits, server, log)"#,
             r#"3: listener[0].address: "localhost:80" is not IP:PORT, such as 0.0.0.0:8443"#,
             r#"6: listener[1].proxy_protocol_from[0]: "10.0.0.1/8" has bits after its prefix; write 10.0.0.0/8"#,
             "6: listener[1].proxy_protocol_from[1]: is an integer, expected a string",
@@ -1897,7 +1897,10 @@ threads = "two"
     #[test]
     fn the_examples_comments_show_settings_that_exist_with_their_defaults() {
         // Each commented setting is switched on; only `tls` then needs its counterpart.
-        let switched_on: String = EXAMPLE
+        // The exchange of indicators has examples of its own.
+        let (ours, others) = EXAMPLE.split_once("# --- Other providers").unwrap();
+        let after = others.split_once("\n[limits]").unwrap().1;
+        let switched_on: String = format!("{ours}\n[limits]{after}")
             .lines()
             .map(|line| match line.strip_prefix("# ") {
                 Some(setting) if is_setting(setting) => format!("{setting}\n"),
@@ -1938,8 +1941,9 @@ threads = "two"
     fn is_setting(line: &str) -> bool {
         let key = line.split(" = ").next().unwrap();
         let plain = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b"_2".contains(&b));
-        let table =
-            ["[identity.", "[[webhook]]", "[redis]"].iter().any(|table| line.starts_with(table));
+        let table = ["[identity.", "[[webhook]]", "[redis]", "[[admin.token]]"]
+            .iter()
+            .any(|table| line.starts_with(table));
         (line.contains(" = ") && plain(key)) || table
     }
 
