@@ -1873,6 +1873,9 @@ threads = "two"
         directory.write("GeoLite2-ASN.mmdb", crate::network::tests::sample_database());
         directory.certificate("gateway", &["gateway.example.com"]);
         directory.write("redis.password", "a-password\n");
+        directory.certificate("certificates/admin", &["admin.example.com"]);
+        directory.certificate("certificates/operators-ca", &["operators.example.com"]);
+        directory.write("dashboard.token", "0123456789abcdef0123456789abcdef-dashboard\n");
         directory.write("policy.toml", "");
         directory.write("webhook.secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n");
         for list in ["tor-exits.txt", "proxies.txt", "vpns.txt"] {
