@@ -656,6 +656,19 @@ mod tests {
     use crate::event::ModelRelease;
 
     #[test]
+    fn a_release_that_is_forgotten_leaves_the_others() {
+        let facts = Arc::new(Facts::builtin().unwrap());
+        let mut engine = Engine::new(Arc::default(), facts, [1; 16]);
+        for (at_ms, model) in [(1, "a"), (2, "b"), (3, "a")] {
+            let release = ModelRelease { at_ms, model: model.into() };
+            engine.observe(&Event::ModelRelease(release));
+        }
+        engine.forget_release("a");
+        let times: Vec<u64> = engine.releases.iter().map(|(at_ms, _)| *at_ms).collect();
+        assert_eq!(times, [2]);
+    }
+
+    #[test]
     fn merged_releases_keep_their_bound() {
         let facts = Arc::new(Facts::builtin().unwrap());
         let mut engines = [0_u64, 1].map(|odd| {

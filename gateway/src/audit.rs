@@ -16,11 +16,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
 
 use crate::policy::unix_ms;
 
 /// What happened. The names are in the audit, the event stream and webhooks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Act {
     /// A gateway began to serve.
@@ -37,6 +38,8 @@ pub enum Act {
     VerificationRequested,
     /// An account was put up for review.
     ReviewRequested,
+    /// An operator looks at an account under review.
+    ReviewTaken,
     /// An operator decided on an account under review.
     ReviewDecided,
     /// A takedown waits for an operator's word.
@@ -55,6 +58,8 @@ pub enum Act {
     MarkReturned,
     /// Indicators were taken in from a peer or an operator.
     IndicatorsImported,
+    /// A bundle of indicators was refused.
+    IndicatorsRefused,
     /// Indicators were sent to a peer or given to an operator.
     IndicatorsExported,
     /// An indicator was revoked.
@@ -73,6 +78,17 @@ pub enum Actor {
     Peer(String),
     /// The gateway itself.
     System,
+}
+
+impl Actor {
+    /// Its name; empty of the gateway itself.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Policy(name) | Self::Operator(name) | Self::Peer(name) => name,
+            Self::System => "",
+        }
+    }
 }
 
 /// Who wants a change, and why.

@@ -14,8 +14,8 @@ pub mod takedown;
 pub mod throttle;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use detectors::detector::Pace;
@@ -24,7 +24,7 @@ use detectors::finding::Finding;
 use detectors::policy::{Action, Actions, Asked, Policy, WhenLate};
 use detectors::seen::Answered;
 use detectors::tier::Tier;
-use detectors::watermark::{Candidate, Layers};
+use detectors::watermark::{Candidate, Layers, Report};
 use detectors::{AccountId, Answer, Conversation, Event, Observation, OrganisationId, Profile};
 use moka::sync::Cache;
 use parking_lot::Mutex;
@@ -74,6 +74,8 @@ pub struct Enforcer {
     marks: Marks,
     afterwards: SyncSender<FollowUp>,
     to_do: Mutex<Option<Receiver<FollowUp>>>,
+    /// What other providers and earlier takedowns tell of.
+    indicators: OnceLock<Arc<crate::ioc::Exchange>>,
     metrics: Arc<Metrics>,
 }
 
@@ -241,8 +243,20 @@ impl Enforcer {
             marks,
             afterwards,
             to_do: Mutex::new(Some(to_do)),
+            indicators: OnceLock::new(),
             metrics,
         }
+    }
+
+    /// Has requests looked up among indicators.
+    pub fn look_up_in(&self, indicators: Arc<crate::ioc::Exchange>) {
+        let _ = self.indicators.set(indicators);
+    }
+
+    /// What is told of indicators, where there is anything.
+    #[must_use]
+    pub fn indicators(&self) -> Option<&Arc<crate::ioc::Exchange>> {
+        self.indicators.get()
     }
 
     /// Starts the threads. They end with the process.
@@ -294,6 +308,9 @@ impl Enforcer {
             let patience = Duration::from_millis(version.policy.enforcement.inline_ms_max);
             self.profile(standing, observation, patience);
             let owners = self.recognise(standing, observation);
+            if let Some(indicators) = self.indicators() {
+                observation.indicators = indicators.lookup(observation);
+            }
             match self.judge.arrived(observation, patience) {
                 Judged::Decided(decision) => self.decided(&decision),
                 Judged::AsBefore => {}
@@ -485,6 +502,17 @@ impl Enforcer {
     #[must_use]
     pub fn marked(&self) -> Vec<Candidate> {
         self.marks.candidates()
+    }
+
+    /// Whose marks a text carries; see [`Marks::verify`].
+    #[must_use]
+    pub fn verify(
+        &self,
+        text: &str,
+        prompt: Option<&str>,
+        candidates_max: usize,
+    ) -> (Report, usize) {
+        self.marks.verify(text, prompt, candidates_max)
     }
 
     /// Looks for what was served to others in a prompt; returns to whom.

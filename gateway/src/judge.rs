@@ -131,6 +131,12 @@ impl Judge {
         Some((decision, ties))
     }
 
+    /// An account's ties, the strongest first.
+    #[must_use]
+    pub fn ties(&self, account: &AccountId) -> Vec<TieReport> {
+        self.engine.lock().explain_ties(account)
+    }
+
     /// What `read` makes of what is held of an account.
     pub fn account<R>(&self, account: &AccountId, read: impl FnOnce(&Account) -> R) -> Option<R> {
         self.engine.lock().account(account).map(read)

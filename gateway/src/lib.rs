@@ -13,6 +13,7 @@ pub mod demo;
 pub mod enforce;
 pub mod exchanges;
 pub mod gateway;
+pub mod ioc;
 pub mod judge;
 pub mod limits;
 pub mod listener;

@@ -272,8 +272,71 @@ pub const ADMIN_HEADER_BYTES_MAX: usize = 16 * 1024;
 /// Request body.
 pub const ADMIN_BODY_BYTES_MAX: u64 = 64 * 1024;
 
-/// Exchanges in one answer.
-pub const ADMIN_EXCHANGES_MAX: usize = 1000;
+/// Things listed in one answer: exchanges, accounts, overrides, audit entries.
+pub const ADMIN_LIST_MAX: usize = 1000;
+
+/// Tokens of the configuration.
+pub const ADMIN_TOKENS_MAX: usize = 64;
+
+/// Requests a second of one token, in the long run.
+pub const ADMIN_REQUESTS_PER_SECOND: f64 = 200.0;
+
+/// Requests of one token at once.
+pub const ADMIN_REQUESTS_BURST: f64 = 1_000.0;
+
+/// Requests a second of one address without a token that is known, in the long run.
+pub const ADMIN_STRANGERS_PER_SECOND: f64 = 0.5;
+
+/// Such requests at once.
+pub const ADMIN_STRANGERS_BURST: f64 = 20.0;
+
+/// Addresses whose failed attempts are counted; beyond, those that came least are forgotten.
+pub const ADMIN_STRANGERS_MAX: u64 = 8_192;
+
+/// Time after which an address's failed attempts are forgotten: longer than the burst takes to fill.
+pub const ADMIN_STRANGERS_IDLE: Duration = Duration::from_secs(120);
+
+/// Answers that stream for long, and bodies that do, at once.
+pub const ADMIN_STREAMS_MAX: usize = 16;
+
+/// Time between signs of life of an event stream.
+pub const ADMIN_HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// Audit entries that are read from the store at once.
+pub const ADMIN_AUDIT_CHUNK: usize = 512;
+
+/// Audit entries that one query looks through.
+pub const ADMIN_AUDIT_SCAN_MAX: usize = 20_000;
+
+/// Accounts that one query looks through.
+pub const ADMIN_ACCOUNTS_SCAN_MAX: usize = 20_000;
+
+/// Members of a cluster that are shown.
+pub const ADMIN_MEMBERS_MAX: usize = 200;
+
+/// Text whose marks are looked for, and text of a policy that is checked.
+pub const ADMIN_TEXT_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Candidates against whom a text is tested at once, the ones marked last.
+pub const ADMIN_CANDIDATES_MAX: usize = 20_000;
+
+/// Profiles sent at once.
+pub const ADMIN_PROFILES_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Lines of profiles sent at once.
+pub const ADMIN_PROFILES_LINES_MAX: u64 = 100_000;
+
+/// Bytes of one such line.
+pub const ADMIN_PROFILE_LINE_BYTES_MAX: usize = 4 * 1024;
+
+/// Profiles that are taken together, or not at all.
+pub const ADMIN_PROFILES_BATCH: usize = 500;
+
+/// Faults that are told of one request.
+pub const ADMIN_FAULTS_MAX: usize = 100;
+
+/// Models whose release is known.
+pub const ADMIN_MODELS_MAX: usize = 1_000;
 
 // wire/rewrite.rs
 /// Texts of an answer that are told apart while it is rewritten; further ones are left as they are.
@@ -371,6 +434,38 @@ pub const PACED_WHOLE_DELAY_MAX: Duration = Duration::from_secs(30);
 
 /// Longest time that text waits for what follows it before it goes out as it is.
 pub const REWRITE_HOLD_MAX: Duration = Duration::from_millis(250);
+
+// ioc.rs
+/// Indicators that are held, of the provider's own and of all others.
+pub const INDICATORS_HELD_MAX: usize = 100_000;
+/// Indicators of one source that are held, so that no peer takes the room of the others.
+pub const INDICATORS_SOURCE_MAX: usize = 25_000;
+/// Values in one bundle.
+pub const IOC_VALUES_MAX: usize = 5_000;
+/// Bytes of a bundle in its envelope, and of a STIX bundle.
+pub const IOC_ENVELOPE_BYTES_MAX: usize = 1024 * 1024;
+/// Signatures of one bundle.
+pub const IOC_SIGNATURES_MAX: usize = 8;
+/// Bundles of one peer that are remembered against replay, for a day.
+pub const IOC_BUNDLES_PEER_MAX: usize = 2_000;
+/// Bundles in one answer to a peer.
+pub const IOC_EXPORT_BUNDLES_MAX: usize = 100;
+/// Bytes of such an answer; one bundle always fits.
+pub const IOC_EXPORT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Hits that one request has at most.
+pub const IOC_HITS_MAX: usize = 16;
+/// Refused bundles that go into the audit within a minute; further ones are counted.
+pub const IOC_REFUSALS_AUDITED_MAX: u32 = 60;
+/// Skipped indicators that are named in an answer.
+pub const IOC_SKIPPED_SHOWN: usize = 100;
+/// Other providers.
+pub const IOC_PEERS_MAX: usize = 64;
+/// Indicators in one part of the list.
+pub const IOC_LIST_MAX: usize = 1_000;
+/// Time for one request to a peer.
+pub const IOC_PEER_TIMEOUT: Duration = Duration::from_secs(20);
+/// Shortest and longest pause after a request to a peer that failed.
+pub const IOC_BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
 // store.rs
 /// Batches that wait to be written; further ones are refused.

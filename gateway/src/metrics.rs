@@ -19,6 +19,8 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
+use crate::ioc::bundle::Kind;
+
 /// `reason` of a connection that was closed at accept.
 pub const CONNECTION_REFUSALS: &[&str] = &["limit", "proxy_header"];
 /// `outcome` of a TLS handshake.
@@ -46,6 +48,27 @@ pub const SHED_PARTS: &[&str] = &["meaning", "answer"];
 pub const ACTION_MODES: &[&str] = &["taken", "shadow"];
 /// `layer` of a mark.
 pub const MARK_LAYERS: &[&str] = &["zero_width", "canary"];
+
+/// `outcome` of a peer's bundle.
+pub const IOC_OUTCOMES: &[&str] = &[
+    "taken",
+    "not_configured",
+    "oversize",
+    "malformed",
+    "unknown_key",
+    "signature",
+    "issuer",
+    "stale",
+    "future",
+    "confidence",
+    "replay",
+    "too_many",
+    "store",
+];
+/// `outcome` of telling a peer.
+pub const IOC_SENDINGS: &[&str] = &["delivered", "refused", "failed"];
+/// `reason` of a request refused at the admin endpoint.
+pub const ADMIN_REFUSALS: &[&str] = &["unauthorised", "role", "rate", "busy"];
 
 /// Seconds of work inside the process: microseconds, and what is far too long.
 const SHORT_BUCKETS_SECONDS: &[f64] =
@@ -136,6 +159,16 @@ pub struct Metrics {
     pub reviews_dropped: IntCounter,
     /// Prompts that held a mark or a canary of ours, by `layer` ([`MARK_LAYERS`]).
     pub marks_recognised: IntCounterVec,
+    /// Indicators that are held.
+    pub ioc_held: IntGauge,
+    /// Indicators that requests were found to show, by `kind`.
+    pub ioc_hits: IntCounterVec,
+    /// Bundles that came from peers, by `outcome` ([`IOC_OUTCOMES`]).
+    pub ioc_bundles_received: IntCounterVec,
+    /// Bundles that were sent to peers, by `peer` and `outcome` ([`IOC_SENDINGS`]).
+    pub ioc_bundles_sent: IntCounterVec,
+    /// Questions to peers for news that failed, by `peer`.
+    pub ioc_pulls_failed: IntCounterVec,
     /// Answers that went without marks because the marks could not be put on record in time.
     pub marks_unregistered: IntCounter,
     /// Number of the audit's last entry.
@@ -146,6 +179,10 @@ pub struct Metrics {
     pub webhook_lag: IntGaugeVec,
     /// Age of a `webhook`'s oldest message that was not taken, in seconds; 0 when there is none.
     pub webhook_oldest: IntGaugeVec,
+    /// Requests refused at the admin endpoint.
+    pub admin_refused: IntCounterVec,
+    /// Long answers and bodies at the admin endpoint that are under way.
+    pub admin_streams: IntGauge,
 }
 
 impl Metrics {
@@ -195,11 +232,18 @@ impl Metrics {
             judgement_duration: list.short_seconds("judgement_duration_seconds", "Judgement of a request before its upstream is asked", &[])?,
             reviews_dropped: list.counter("reviews_dropped_total", "Accounts pushed out of the review queue")?,
             marks_recognised: list.counters("marks_recognised_total", "Prompts that held a mark or a canary of ours", &["layer"])?,
+            ioc_held: list.gauge("ioc_indicators_held", "Indicators of compromise that are held")?,
+            ioc_hits: list.counters("ioc_hits_total", "Indicators that requests were found to show", &["kind"])?,
+            ioc_bundles_received: list.counters("ioc_bundles_received_total", "Bundles of indicators that came from peers", &["outcome"])?,
+            ioc_bundles_sent: list.counters("ioc_bundles_sent_total", "Bundles of indicators that were sent to peers", &["peer", "outcome"])?,
+            ioc_pulls_failed: list.counters("ioc_pulls_failed_total", "Questions to peers for bundles that failed", &["peer"])?,
             marks_unregistered: list.counter("marks_unregistered_total", "Answers without marks because these could not be put on record in time")?,
             audit_entries: list.gauge("audit_entries", "Number of the audit's last entry")?,
             webhook_deliveries: list.counters("webhook_deliveries_total", "Attempts to send a webhook's messages", &["webhook", "outcome"])?,
             webhook_lag: list.gauges("webhook_lag_entries", "Audit entries that a webhook is behind", &["webhook"])?,
             webhook_oldest: list.gauges("webhook_oldest_seconds", "Age of a webhook's oldest message that was not taken", &["webhook"])?,
+            admin_refused: list.counters("admin_refused_total", "Requests refused at the admin endpoint", &["reason"])?,
+            admin_streams: list.gauge("admin_streams", "Long answers and bodies at the admin endpoint under way")?,
             registry: list.0,
         };
         metrics.start_at_zero();
@@ -229,6 +273,8 @@ impl Metrics {
             (&self.policy_reloads, RELOAD_OUTCOMES),
             (&self.judgements_shed, SHED_PARTS),
             (&self.marks_recognised, MARK_LAYERS),
+            (&self.ioc_bundles_received, IOC_OUTCOMES),
+            (&self.admin_refused, ADMIN_REFUSALS),
         ] {
             for value in values {
                 counters.with_label_values(&[value]).inc_by(0);
@@ -244,6 +290,9 @@ impl Metrics {
             for action in Action::ALL {
                 self.actions.with_label_values(&[action.name(), mode]).inc_by(0);
             }
+        }
+        for kind in Kind::ALL {
+            self.ioc_hits.with_label_values(&[kind.name()]).inc_by(0);
         }
         for tier in Tier::ALL {
             self.judgements.with_label_values(&[tier.name()]).inc_by(0);
@@ -411,6 +460,8 @@ mod tests {
         metrics.webhook_lag.with_label_values(&["siem"]).set(1);
         metrics.webhook_oldest.with_label_values(&["siem"]).set(1);
         metrics.throttled.with_label_values(&["account", "taken"]).inc();
+        metrics.ioc_bundles_sent.with_label_values(&["lab-b", "delivered"]).inc();
+        metrics.ioc_pulls_failed.with_label_values(&["lab-b"]).inc();
         metrics.judgement_duration.with_label_values::<&str>(&[]).observe(0.000_03);
         metrics
     }

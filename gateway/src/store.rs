@@ -408,6 +408,27 @@ impl Store {
         database::scan(&self.state.lock(), table)
     }
 
+    /// Up to `limit` registers of a kind whose keys come after one, removed ones too, by key.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn scan_after(
+        &self,
+        table: Table,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<Register>, StoreError> {
+        database::scan_after(&self.state.lock(), table, after, limit)
+    }
+
+    /// Number of the last audit entry; 0 before the first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn last_audit(&self) -> Result<u64, StoreError> {
+        Ok(database::last_link(&self.state.lock())?.map_or(0, |(seq, _)| seq))
+    }
+
     /// Audit entries.
     ///
     /// # Errors

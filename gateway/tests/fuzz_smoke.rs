@@ -111,6 +111,20 @@ fn watermark() {
     smoke(detectors::watermark::fuzz_watermark, &[prose.as_bytes(), places.as_bytes()]);
 }
 
+#[test]
+fn ioc_envelope() {
+    let envelope = br#"{"payloadType":"application/vnd.stillgate.iocs.v1+json","payload":"e30=","signatures":[{"keyid":"00","sig":"AAAA"}]}"#;
+    let bundle = br#"{"version":1,"id":"00112233445566778899aabbccddeeff","issuer":"a","issued_ms":5,"confidence":0.9,"first_seen_ms":1,"last_seen_ms":2,"ips":["203.0.113.9"],"revoked":[{"kind":"ip","value":"203.0.113.8"}]}"#;
+    smoke(gateway::ioc::sign::fuzz_envelope, &[envelope, bundle]);
+}
+
+#[test]
+fn stix() {
+    let bundle = br#"{"type":"bundle","objects":[{"type":"indicator","id":"indicator--1","pattern":"[ipv4-addr:value = '203.0.113.9']","pattern_type":"stix","valid_from":"2026-01-01T00:00:00.000Z","confidence":80}]}"#;
+    let pattern = b"[ipv4-addr:value IN ('203.0.113.9', '203.0.113.8') OR network-traffic:extensions.'x-a'.ja3 = '33333333333333333333333333333333'] OR [ipv6-addr:value ISSUBSET '2001:db8::/32']";
+    smoke(gateway::ioc::stix::fuzz_stix, &[bundle, pattern]);
+}
+
 fn smoke(target: impl Fn(&[u8]), seeds: &[&[u8]]) {
     // The same inputs in the same order on every run: a failure can be met again.
     let mut random = 0x5711_16a7_e000_0001_u64;

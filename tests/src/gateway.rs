@@ -17,7 +17,7 @@ use crate::{Authority, http1, wait_for};
 /// Longest time from start to the first `/readyz` that is 200.
 const READY_MAX: Duration = Duration::from_secs(20);
 /// The admin token of every gateway under test.
-const ADMIN_TOKEN: &str = "test-admin-token-0123456789abcdef0123456789abcdef";
+pub const ADMIN_TOKEN: &str = "test-admin-token-0123456789abcdef0123456789abcdef";
 /// The account key of every gateway under test.
 const ACCOUNT_KEY: &str = "7b1d0e5c9a4f38261fd2b6c8e0a7935441c6d8fb2e907a3c5d1f86b4e2a09c77";
 
@@ -43,6 +43,7 @@ pub struct GatewayBuilder {
     files: Vec<(String, String)>,
     settings: Vec<String>,
     tables: Vec<String>,
+    secrets: Vec<(String, String)>,
     log_level: String,
     record: bool,
     record_text: bool,
@@ -69,6 +70,7 @@ impl Gateway {
             files: Vec::new(),
             settings: Vec::new(),
             tables: Vec::new(),
+            secrets: Vec::new(),
             log_level: "info".to_owned(),
             record: false,
             record_text: false,
@@ -338,6 +340,13 @@ impl GatewayBuilder {
         self
     }
 
+    /// Puts a secret into the gateway's folder before it starts.
+    #[must_use]
+    pub fn secret(mut self, name: &str, text: &str) -> Self {
+        self.secrets.push((name.to_owned(), text.to_owned()));
+        self
+    }
+
     /// Puts a file into the gateway's folder before it starts.
     #[must_use]
     pub fn file(mut self, name: &str, text: &str) -> Self {
@@ -405,6 +414,9 @@ impl GatewayBuilder {
         }
         write_secret(&folder.path().join("account.key"), ACCOUNT_KEY);
         write_secret(&folder.path().join("admin.token"), ADMIN_TOKEN);
+        for (name, text) in &self.secrets {
+            write_secret(&folder.path().join(name), text);
+        }
         let mut process = Process::start(&config, &[]);
         let end = Instant::now() + READY_MAX;
         while !is_ready(admin) {
@@ -453,12 +465,13 @@ impl GatewayBuilder {
              [[listener]]\naddress = \"{tls}\"\n\
              certificates = [{{ chain = \"chain.pem\", key = \"key.pem\" }}]\n\
              [[listener]]\naddress = \"{plain}\"\n\
-             {listeners}{routes}{upstreams}{tables}\
+             {listeners}{routes}{upstreams}\
              [identity]\nkey_file = \"account.key\"\n{identity}\n\
              [admin]\naddress = \"{admin}\"\ntoken_file = \"admin.token\"\n\
              [limits]\n{limits}\n\
              [server]\nthreads = 2\nupgrade_socket = \"{upgrade_socket}\"\n{server}\n\
-             [log]\nlevel = \"{level}\"\nformat = \"text\"\n"
+             [log]\nlevel = \"{level}\"\nformat = \"text\"\n\
+             {tables}"
         )
     }
 }

@@ -7,8 +7,8 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use harness::clients::{Target, drive};
-use harness::{Gateway, Provider, balancer};
+use harness::clients::{Target, drive, driver};
+use harness::{ADMIN_TOKEN, Gateway, Provider, balancer};
 use serde_json::{Value, json};
 
 const CAMPAIGN: usize = 16;
@@ -68,6 +68,7 @@ fn a_live_campaign_climbs_the_tiers_and_customers_stay_where_they_are() {
     evidence(&gateway, &cluster);
     let accounts = accounts(&gateway);
     assert_eq!(accounts.len(), CAMPAIGN + CUSTOMERS);
+    answers_are_as_documented(&gateway);
     let live: BTreeMap<String, Value> = accounts
         .keys()
         .map(|id| (id.clone(), gateway.admin(&format!("/v1/accounts/{id}")).json()))
@@ -83,7 +84,11 @@ fn a_live_campaign_climbs_the_tiers_and_customers_stay_where_they_are() {
         assert!(!harvests || (taken("pace") && taken("refuse")), "{}", live[id]);
     }
     assert!(live.values().any(|explained| explained["suspended"]["cluster"] == *cluster));
-    assert_eq!(gateway.admin_do("DELETE", &path, "").status, 200, "it is taken back");
+    assert_eq!(
+        gateway.admin_do("DELETE", &format!("{path}?reason=wrong"), "").status,
+        200,
+        "it is taken back"
+    );
     for id in accounts.keys() {
         let explained = gateway.admin(&format!("/v1/accounts/{id}")).json();
         assert!(explained["suspended"].is_null(), "{explained}");
@@ -119,6 +124,21 @@ fn a_live_campaign_climbs_the_tiers_and_customers_stay_where_they_are() {
         assert!(reached[0] * 2 > CAMPAIGN, "{table}");
     }
     println!("{table}");
+}
+
+/// Every operation that looks, with what there is to see now, answers as the document says.
+fn answers_are_as_documented(gateway: &Gateway) {
+    let base = format!("http://{}", gateway.admin_address());
+    let Some(mut driver) = driver("admin_answers.py") else { return };
+    let checked = driver.args([&base, ADMIN_TOKEN]).output().expect("Python runs");
+    let (said, wrong) = (&checked.stdout, &checked.stderr);
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(wrong));
+    let said = String::from_utf8_lossy(said);
+    for path in ["/v1/accounts/{account}\"", "/v1/clusters/{cluster}/takedown\"", "/v1/review\""] {
+        let shown =
+            said.lines().any(|line| line.contains(path) && line.contains("\"status\": 200"));
+        assert!(shown, "{path} was not shown: {said}");
+    }
 }
 
 fn has_marks(answer: &Value) -> bool {

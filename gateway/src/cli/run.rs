@@ -30,6 +30,7 @@ use crate::enforce::Enforcer;
 use crate::enforce::marks::{self, Marks};
 use crate::exchanges::{ExchangeLog, Recorder, TextKey};
 use crate::gateway::Gateway;
+use crate::ioc::{self, Exchange};
 use crate::judge::Judge;
 use crate::limits::POLICY_FILE_INTERVAL;
 use crate::listener::ListenerApp;
@@ -120,7 +121,10 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
     }
     let jwks = namer.key_source().cloned();
     let store = open_store(&config)?;
+    let indicators = Exchange::new(config.ioc.clone(), store.clone(), metrics.clone());
+    let indicators = indicators.map_err(|error| error.to_string())?;
     let enforcer = enforcer(&config, store, &metrics)?;
+    enforcer.look_up_in(indicators.clone());
     let exchanges = Arc::new(exchanges);
     let gateway = Gateway::new(config, pools, namer, metrics.clone(), exchanges, enforcer.clone());
     let gateway = Arc::new(gateway);
@@ -149,26 +153,38 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
         service.add_tcp(&address);
         server.add_service(service);
     }
-    let watched = Certificates { stores: certificates, metrics: metrics.clone() };
-    server.add_service(background_service("certificates", watched));
     let policies = Policies { enforcer: enforcer.clone() };
     server.add_service(background_service("policy", policies));
+    let indicators_service = Indicators { exchange: indicators.clone() };
+    server.add_service(background_service("indicators", indicators_service));
     let networks = Networks { store: config.networks.clone() };
     server.add_service(background_service("networks", networks));
     let webhooks = Webhooks::new(&config.webhooks, enforcer.store(), &metrics)?;
     server.add_service(background_service("webhooks", webhooks));
     let for_readiness = gateway.clone();
     let admin = AdminState::new(
-        metrics,
+        metrics.clone(),
         gateway.exchanges.clone(),
         enforcer,
-        &config.admin.token,
+        &config.admin.tokens,
+        payment_key(config),
         move || for_readiness.readiness(),
     );
-    let mut service = Service::new("admin".to_owned(), AdminApp::new(admin));
+    let admin_tls = match &config.admin.tls {
+        None => None,
+        Some(tls) => {
+            let store =
+                CertificateStore::load(&tls.certificates).map_err(|error| error.to_string())?;
+            certificates.push(store.clone());
+            Some(server_config(tls, store, false).map_err(|error| error.to_string())?)
+        }
+    };
+    let mut service = Service::new("admin".to_owned(), AdminApp::new(admin, admin_tls));
     service.add_tcp(&config.admin.address.to_string());
     service.threads = Some(1);
     server.add_service(service);
+    let watched = Certificates { stores: certificates, metrics };
+    server.add_service(background_service("certificates", watched));
     let pid_file = config.server.pid_file.clone();
     let last = Arc::new(LastThings { pid_file, folder: OnceLock::new() });
     server.add_service(background_service("start", Start { gateway: gateway.clone() }));
@@ -211,9 +227,16 @@ fn open_store(config: &Config) -> Result<Arc<Store>, String> {
 }
 
 /// A key for one purpose, of which nothing tells the identity key's.
-fn derived(identity_key: &[u8], purpose: &[u8]) -> [u8; 32] {
+pub(crate) fn derived(identity_key: &[u8], purpose: &[u8]) -> [u8; 32] {
     let digest = Sha256::new().chain_update(purpose).chain_update([0]);
     digest.chain_update(identity_key).finalize().into()
+}
+
+/// The key of what is kept of payment instruments. Where peers share a key it comes from that, so
+/// that what is told of one instrument is the same at each of them.
+fn payment_key(config: &Config) -> [u8; 32] {
+    let shared = config.ioc.as_ref().and_then(|ioc| ioc.exchange_key.as_deref());
+    derived(shared.unwrap_or(&config.identity.key), b"stillgate payments")
 }
 
 /// The key of the engine's hashes: derived, so that no hash in it is a pseudonym's or a trace's.
@@ -333,6 +356,19 @@ impl BackgroundService for Policies {
             });
             let _ = read.await;
         }
+    }
+}
+
+/// Follows what is told of indicators, and tells peers.
+struct Indicators {
+    exchange: Arc<Exchange>,
+}
+
+#[async_trait]
+impl BackgroundService for Indicators {
+    async fn start(&self, shutdown: ShutdownWatch) {
+        let follow = self.exchange.clone().follow(shutdown.clone());
+        tokio::join!(follow, ioc::peers::run(self.exchange.clone(), shutdown));
     }
 }
 

@@ -152,6 +152,7 @@ impl Takedown {
 ///
 /// Source: threat model, "IOC Sharing Protocol".
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Bundle {
     /// Mean suspicion of the members, 0..1.
     pub confidence: f64,

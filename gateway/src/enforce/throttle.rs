@@ -234,10 +234,14 @@ impl Drop for Admission {
 
 /// One rate's cell: nanoseconds since the start, until which the allowance is used up.
 #[derive(Debug, Default)]
-struct Gcra(AtomicI64);
+pub(crate) struct Gcra(AtomicI64);
 
 impl Gcra {
-    fn take(&self, cost_ns: f64, burst_ns: f64, now_ns: i64) -> Result<(), Duration> {
+    /// Takes `cost_ns` of the allowance.
+    ///
+    /// # Errors
+    /// When to come again.
+    pub(crate) fn take(&self, cost_ns: f64, burst_ns: f64, now_ns: i64) -> Result<(), Duration> {
         let tolerance = whole(burst_ns - cost_ns).max(0);
         let step = |until: i64| {
             let from = until.max(now_ns);
@@ -264,7 +268,7 @@ fn whole(ns: f64) -> i64 {
     (ns as i64).clamp(i64::MIN / 4, i64::MAX / 4)
 }
 
-fn nanos(duration: Duration) -> i64 {
+pub(crate) fn nanos(duration: Duration) -> i64 {
     i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX / 4)
 }
 

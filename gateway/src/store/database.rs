@@ -285,6 +285,21 @@ pub(super) fn scan(connection: &Connection, table: Table) -> Result<Vec<Register
     Ok(found.collect::<Result<_, _>>()?)
 }
 
+pub(super) fn scan_after(
+    connection: &Connection,
+    table: Table,
+    after: &str,
+    limit: usize,
+) -> Result<Vec<Register>, StoreError> {
+    let mut some = connection.prepare_cached(
+        "SELECT key, at_ms, by, value FROM registers WHERE kind = ?1 AND key > ?2
+         ORDER BY key LIMIT ?3",
+    )?;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let found = some.query_map(params![table as u8, after, limit], |row| register(row, table))?;
+    Ok(found.collect::<Result<_, _>>()?)
+}
+
 pub(super) fn audit(connection: &Connection, query: &Query) -> Result<Vec<Chained>, StoreError> {
     let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
     let mut read = connection.prepare_cached(
