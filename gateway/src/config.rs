@@ -38,6 +38,8 @@ pub struct Config {
     pub admin: Admin,
     /// Exchange of indicators with other providers, off when `None`.
     pub ioc: Option<Arc<Ioc>>,
+    /// Where the gateways of a fleet meet; `None` for one that is alone.
+    pub redis: Option<Redis>,
     /// Where what must last is kept.
     pub store: StoreSettings,
     /// Trace recording, off when `None`.
@@ -287,6 +289,8 @@ pub struct StoreSettings {
 pub enum StoreKind {
     /// On disk.
     Embedded,
+    /// On disk, and shared with other gateways through [`Config::redis`].
+    Redis,
     /// It ends with the process.
     Memory,
 }
@@ -373,6 +377,34 @@ pub struct Peer {
     pub pull: Option<Duration>,
     /// By whom its address is trusted.
     pub trust: Trust,
+}
+
+/// The Redis or Valkey in which the gateways of a fleet meet.
+#[derive(Clone, Debug)]
+pub struct Redis {
+    /// Hosts and ports: of a Cluster any of its servers, otherwise the first that takes writes
+    /// counts. Never empty.
+    pub addresses: Vec<(String, u16)>,
+    /// Whether they speak TLS.
+    pub tls: bool,
+    /// Whether they are a Cluster.
+    pub cluster: bool,
+    /// ACL user; the default user when `None`.
+    pub username: Option<String>,
+    /// Its password.
+    pub password: Option<Secret>,
+    /// CA bundle instead of the system's roots.
+    pub ca: Option<PathBuf>,
+    /// Certificate that this gateway shows.
+    pub client_certificate: Option<Certificate>,
+    /// What every key begins with.
+    pub prefix: String,
+    /// Time between two looks at what others said, and between two reports of what was let through.
+    pub sync_interval: Duration,
+    /// Time between two rounds of account memory.
+    pub memory_interval: Duration,
+    /// How long Redis keeps an account that nobody sees.
+    pub keep: Duration,
 }
 
 /// Trace recording.

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use detectors::detector::Pace;
 use detectors::engine::{Decision, TieReport};
 use detectors::finding::Finding;
-use detectors::policy::{Action, Actions, Asked, Policy, WhenLate};
+use detectors::policy::{Action, Actions, Asked, Policy, WhenApart, WhenLate};
 use detectors::seen::Answered;
 use detectors::tier::Tier;
 use detectors::watermark::{Candidate, Layers, Report};
@@ -39,6 +39,7 @@ use self::standing::{Override, Standing, Suspension};
 use self::takedown::Log;
 use self::throttle::{Admission, Throttle, Tokens, Whose};
 use crate::audit::{Act, Actor, Draft, Said};
+use crate::fleet::Presence;
 use crate::judge::{Judge, Judged};
 use crate::limits::{ENFORCE_QUEUE_MAX, STANDINGS_MAX};
 use crate::metrics::Metrics;
@@ -65,8 +66,11 @@ pub struct Enforcer {
     /// Accounts to be looked at.
     pub reviews: Queue,
     judge: Arc<Judge>,
-    throttle: Throttle,
+    /// The cells of all limits.
+    pub throttle: Arc<Throttle>,
     store: Arc<Store>,
+    /// Whether the other gateways are heard from, where there are any.
+    presence: OnceLock<Arc<Presence>>,
     standings: Cache<AccountId, Arc<Standing>>,
     /// What must not be forgotten with a standing that is let go.
     kept: Mutex<HashMap<AccountId, Kept>>,
@@ -235,8 +239,9 @@ impl Enforcer {
             policies,
             reviews: Queue::default(),
             judge,
-            throttle: Throttle::new(key),
+            throttle: Arc::new(Throttle::new(key)),
             store,
+            presence: OnceLock::new(),
             standings: Cache::new(STANDINGS_MAX),
             kept: Mutex::default(),
             takedowns: Log::default(),
@@ -257,6 +262,23 @@ impl Enforcer {
     #[must_use]
     pub fn indicators(&self) -> Option<&Arc<crate::ioc::Exchange>> {
         self.indicators.get()
+    }
+
+    /// The engine on live traffic.
+    #[must_use]
+    pub fn judge(&self) -> &Arc<Judge> {
+        &self.judge
+    }
+
+    /// From now on this gateway is one of several.
+    pub fn join_fleet(&self, presence: Arc<Presence>) {
+        let _ = self.presence.set(presence);
+    }
+
+    /// Whether it is one of several and does not hear from the others.
+    #[must_use]
+    pub fn is_apart(&self) -> bool {
+        self.presence.get().is_some_and(|presence| presence.apart_for().is_some())
     }
 
     /// Starts the threads. They end with the process.
@@ -302,6 +324,7 @@ impl Enforcer {
     /// Why it is not served.
     pub fn admit(&self, observation: &mut Observation) -> Result<Leave, Denied> {
         let version = self.policies.in_force();
+        self.not_apart(&version.policy)?;
         let begun = Instant::now();
         let standing = observation.account.as_ref().map(|account| self.standing(account));
         if let Some(standing) = &standing {
@@ -349,6 +372,24 @@ impl Enforcer {
         };
         self.decide(&mut leave, observation, &version)?;
         Ok(leave)
+    }
+
+    /// What the policy says while the other gateways are not heard from.
+    fn not_apart(&self, policy: &Policy) -> Result<(), Denied> {
+        let fleet = &policy.fleet;
+        if fleet.when_apart == WhenApart::Serve || policy.enforcement.shadow {
+            return Ok(());
+        }
+        let apart = self.presence.get().and_then(|presence| presence.apart_for());
+        if apart.is_none_or(|apart| apart.as_secs_f64() < fleet.apart_seconds) {
+            return Ok(());
+        }
+        Err(Denied {
+            kind: RefusalKind::UpstreamUnavailable { retry_after: Some(Duration::from_secs(1)) },
+            message: "not available for a moment".to_owned(),
+            link: None,
+            reason: "apart",
+        })
     }
 
     fn decide(

@@ -1289,7 +1289,7 @@ mod tests {
             assert_eq!((taken.taken, taken.revoked, taken.skipped.len()), (6, 0, 0));
             assert_eq!(taken.source, "peer/lab-a");
             assert!(listed(&b).iter().all(|held| {
-                held.source == "peer/lab-a".into() && (0.44..=0.45).contains(&held.weight)
+                &*held.source == "peer/lab-a" && (0.44..=0.45).contains(&held.weight)
             }));
             let mut asked = observation("x", 1, "Hello");
             asked.ip = "203.0.113.9".parse().unwrap();

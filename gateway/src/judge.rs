@@ -5,11 +5,12 @@
 //! what finds the queue full is shed and counted, and no request ever waits for it. A judgement
 //! that comes from there reaches answers under way through the account's standing.
 
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
-use detectors::engine::{Account, Decision, Engine, TieReport};
+use detectors::engine::{Account, Contribution, Decision, Engine, TieReport};
 use detectors::facts::Facts;
 use detectors::keyed::Key;
 use detectors::policy::Policy;
@@ -18,7 +19,7 @@ use detectors::tier::Tier;
 use detectors::{AccountId, Event, ModelRelease, Observation};
 use parking_lot::Mutex;
 
-use crate::limits::{JUDGEMENT_QUEUE_MAX, JUDGEMENT_THREADS};
+use crate::limits::{CHANGED_AT_ONCE, JUDGEMENT_QUEUE_MAX, JUDGEMENT_THREADS};
 use crate::metrics::Metrics;
 
 /// Takes decisions that come from the background.
@@ -31,7 +32,46 @@ pub struct Judge {
     key: Key,
     queue: SyncSender<Work>,
     work: Mutex<Receiver<Work>>,
+    /// What each follower has yet to take.
+    changed: Mutex<[Option<Waiting>; Follower::COUNT]>,
     metrics: Arc<Metrics>,
+}
+
+/// Who wants to know which accounts change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Follower {
+    /// Whoever stores them.
+    Store,
+    /// Whoever tells other gateways.
+    Fleet,
+}
+
+impl Follower {
+    const COUNT: usize = 2;
+}
+
+/// Accounts that wait to be taken, each once: never more than the engine holds and has let go since.
+#[derive(Default)]
+struct Waiting {
+    order: VecDeque<AccountId>,
+    held: HashSet<AccountId>,
+}
+
+impl Waiting {
+    fn add(&mut self, account: &AccountId) {
+        if self.held.insert(account.clone()) {
+            self.order.push_back(account.clone());
+        }
+    }
+
+    fn take(&mut self, max: usize) -> Vec<AccountId> {
+        let taken: Vec<AccountId> = self.order.drain(..max.min(self.order.len())).collect();
+        for account in &taken {
+            self.held.remove(account);
+        }
+        taken
+    }
 }
 
 enum Work {
@@ -56,7 +96,8 @@ impl Judge {
     pub fn new(policy: Arc<Policy>, facts: Arc<Facts>, key: Key, metrics: Arc<Metrics>) -> Self {
         let (queue, work) = sync_channel(JUDGEMENT_QUEUE_MAX);
         let engine = Mutex::new(Engine::new(policy, facts.clone(), key));
-        Self { engine, facts, key, queue, work: Mutex::new(work), metrics }
+        let (work, changed) = (Mutex::new(work), Mutex::default());
+        Self { engine, facts, key, queue, work, changed, metrics }
     }
 
     /// Takes in a request that has arrived and judges its account, where it is due. Waits at most
@@ -151,6 +192,61 @@ impl Judge {
     /// What `read` makes of each member of a cluster.
     pub fn cluster_members<R>(&self, label: u64, read: impl FnMut(&Account) -> R) -> Vec<R> {
         self.engine.lock().cluster_members(label).into_iter().map(read).collect()
+    }
+
+    /// Has changes kept for a follower from now on.
+    pub fn follow(&self, follower: Follower) {
+        self.changed.lock()[follower as usize].get_or_insert_default();
+        self.engine.lock().set_tracking(true);
+    }
+
+    /// Accounts of which something was noted, judged or told since the follower last took them, the
+    /// oldest change first.
+    #[must_use]
+    pub fn take_changed(&self, follower: Follower, max: usize) -> Vec<AccountId> {
+        let mut changed = self.changed.lock();
+        loop {
+            // A few at a time, so that no request waits for long.
+            let taken = self.engine.lock().take_changed(CHANGED_AT_ONCE);
+            for waiting in changed.iter_mut().flatten() {
+                taken.iter().for_each(|account| waiting.add(account));
+            }
+            let Some(own) = &mut changed[follower as usize] else { return Vec::new() };
+            if taken.len() < CHANGED_AT_ONCE || own.order.len() >= max {
+                return own.take(max);
+            }
+        }
+    }
+
+    /// What this gateway has to tell of an account.
+    #[must_use]
+    pub fn contribution(&self, account: &AccountId) -> Option<Contribution> {
+        self.engine.lock().contribution(account)
+    }
+
+    /// Takes in what all other gateways tell of an account; not where it is less than they told
+    /// before, since then something of it was lost on the way and will come again. Whether it was
+    /// taken.
+    pub fn take_in(&self, others: &Contribution) -> bool {
+        let mut engine = self.engine.lock();
+        if others.memory.requests < engine.told_requests(&others.account) {
+            return false;
+        }
+        engine.take_in(others);
+        true
+    }
+
+    /// The keys of all accounts that are held, for [`Self::ids_of`].
+    #[must_use]
+    pub fn account_keys(&self) -> Vec<u64> {
+        self.engine.lock().account_keys()
+    }
+
+    /// The accounts of some keys, where they are still held.
+    #[must_use]
+    pub fn ids_of(&self, keys: &[u64]) -> Vec<AccountId> {
+        let engine = self.engine.lock();
+        keys.iter().filter_map(|key| engine.id_of(*key)).collect()
     }
 
     /// Starts the background threads. They end with the process.

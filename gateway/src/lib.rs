@@ -12,6 +12,7 @@ pub mod connection;
 pub mod demo;
 pub mod enforce;
 pub mod exchanges;
+pub mod fleet;
 pub mod gateway;
 pub mod ioc;
 pub mod judge;

@@ -363,6 +363,9 @@ pub const POLICY_FILE_INTERVAL: Duration = Duration::from_secs(1);
 /// Prompts and answers that wait for the background detectors; a further one is shed, and counted.
 pub const JUDGEMENT_QUEUE_MAX: usize = 4096;
 
+/// Accounts that have changed that are taken from the engine under one lock.
+pub const CHANGED_AT_ONCE: usize = 512;
+
 /// Threads that read what prompts mean.
 pub const JUDGEMENT_THREADS: usize = 2;
 
@@ -406,6 +409,9 @@ pub const THROTTLE_CELLS_MAX: u64 = 1_000_000;
 
 /// Time after which a cell that nobody asked is let go; longer than any debt that matters.
 pub const THROTTLE_CELLS_IDLE: Duration = Duration::from_secs(900);
+
+/// Cells whose use the other gateways have yet to hear of; a further one is told of later.
+pub const THROTTLE_UNTOLD_MAX: usize = 65_536;
 
 /// Output tokens that are reserved at most when a request begins.
 pub const THROTTLE_RESERVE_TOKENS_MAX: u64 = 2_048;
@@ -497,3 +503,59 @@ pub const WEBHOOK_ANSWER_BYTES_MAX: usize = 64 * 1024;
 pub const EVIDENCE_FILES_MAX: usize = 10_000;
 /// A text file in it, but for the audit, which is read line by line.
 pub const EVIDENCE_TEXT_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+// fleet.rs
+/// Time for TCP, TLS and signing in at one server.
+pub const FLEET_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time for an answer.
+pub const FLEET_RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pause after a first failure; doubled after each further one.
+pub const FLEET_BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// Longest pause.
+pub const FLEET_BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Time between two looks at whether Redis is still the one it was.
+pub const FLEET_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Time for which the removal of a word is remembered.
+pub const FLEET_TOMBSTONES_KEPT: Duration = Duration::from_secs(30 * 86_400);
+/// About how many entries a stream in Redis keeps. Who falls further behind compares everything.
+pub const FLEET_FEED_MAX: usize = 100_000;
+/// Entries of a stream that are read at once.
+pub const FLEET_ENTRIES_MAX: usize = 1_000;
+/// Words that are read at once where everything is compared.
+pub const FLEET_WORDS_PAGE: usize = 500;
+/// Words of other gateways that are stored in one commit.
+pub const FLEET_TAKEN_IN_AT_ONCE: usize = 256;
+/// Longest key of a word.
+pub const FLEET_KEY_BYTES_MAX: usize = 1_024;
+/// Longest word; a larger one is not shared, and counted.
+pub const FLEET_WORD_BYTES_MAX: usize = 1024 * 1024;
+/// Longest name of a gateway.
+pub const FLEET_NAME_BYTES_MAX: usize = 128;
+/// Reports of what was let through that Redis keeps, about.
+pub const FLEET_USED_MAX: usize = 4_096;
+/// Cells in one of them.
+pub const FLEET_USED_CELLS_MAX: usize = 1_024;
+/// Accounts that are written to Redis, or fetched, in one go.
+pub const FLEET_ACCOUNTS_AT_ONCE: usize = 64;
+/// Accounts that one entry of the stream of changes names.
+pub const FLEET_CHANGED_NAMED_MAX: usize = 256;
+/// About how many entries that stream keeps.
+pub const FLEET_CHANGED_MAX: usize = 20_000;
+/// Accounts that wait to be fetched; a further one is left out, and counted.
+pub const FLEET_FETCH_MAX: usize = 200_000;
+/// Accounts that are written or fetched again at most in one round, beside what has just changed.
+pub const FLEET_AGAIN_MAX: usize = 4_000;
+/// Gateways whose memory of one account is read.
+pub const FLEET_GATEWAYS_MAX: usize = 64;
+/// Time for which a replica may lack what its master took, and after which it is not written again.
+pub const FLEET_UNSURE: Duration = Duration::from_secs(30);
+/// Accounts that are remembered for that.
+pub const FLEET_UNSURE_MAX: usize = 200_000;
+/// Time after which whatever is new of an account is told, though it hardly matters.
+pub const FLEET_RETELL: Duration = Duration::from_secs(5);
+/// Accounts of which is remembered what was told of them within that time.
+pub const FLEET_TOLD_MAX: usize = 200_000;
+/// Time for which a gateway's name is its own after it was last heard of.
+pub const FLEET_NAME_HELD: Duration = Duration::from_secs(4);
+/// Longest wait for the other gateways' words before this one says that it is ready.
+pub const FLEET_FIRST_WORDS_MAX: Duration = Duration::from_secs(5);

@@ -46,6 +46,11 @@ pub const WEBHOOK_OUTCOMES: &[&str] = &["taken", "refused", "unreached", "given_
 pub const SHED_PARTS: &[&str] = &["meaning", "answer"];
 /// `mode` of an action.
 pub const ACTION_MODES: &[&str] = &["taken", "shadow"];
+/// `kind` of a failure between gateways.
+pub const FLEET_ERRORS: &[&str] =
+    &["setting", "unreachable", "late", "refused", "unexpected", "store"];
+/// `part` of what gateways share that was left out.
+pub const FLEET_PARTS: &[&str] = &["word", "use", "fetch"];
 /// `layer` of a mark.
 pub const MARK_LAYERS: &[&str] = &["zero_width", "canary"];
 
@@ -169,6 +174,22 @@ pub struct Metrics {
     pub ioc_bundles_sent: IntCounterVec,
     /// Questions to peers for news that failed, by `peer`.
     pub ioc_pulls_failed: IntCounterVec,
+    /// Whether the other gateways are heard from: 0 or 1.
+    pub fleet_connected: IntGauge,
+    /// When they last were, unix seconds.
+    pub fleet_last_sync: Gauge,
+    /// Words, by `direction` ([`DIRECTIONS`]).
+    pub fleet_words: IntCounterVec,
+    /// Memories of accounts, by `direction` ([`DIRECTIONS`]).
+    pub fleet_contributions: IntCounterVec,
+    /// Bytes to and from Redis, by `direction` ([`DIRECTIONS`]).
+    pub fleet_bytes: IntCounterVec,
+    /// Failures between gateways, by `kind` ([`FLEET_ERRORS`]).
+    pub fleet_errors: IntCounterVec,
+    /// Comparisons of everything with what Redis holds.
+    pub fleet_reconciles: IntCounter,
+    /// What was not shared because there was too much of it, by `part` ([`FLEET_PARTS`]).
+    pub fleet_shed: IntCounterVec,
     /// Answers that went without marks because the marks could not be put on record in time.
     pub marks_unregistered: IntCounter,
     /// Number of the audit's last entry.
@@ -237,6 +258,14 @@ impl Metrics {
             ioc_bundles_received: list.counters("ioc_bundles_received_total", "Bundles of indicators that came from peers", &["outcome"])?,
             ioc_bundles_sent: list.counters("ioc_bundles_sent_total", "Bundles of indicators that were sent to peers", &["peer", "outcome"])?,
             ioc_pulls_failed: list.counters("ioc_pulls_failed_total", "Questions to peers for bundles that failed", &["peer"])?,
+            fleet_connected: list.gauge("fleet_connected", "Whether the other gateways are heard from")?,
+            fleet_last_sync: list.number("fleet_last_sync_timestamp_seconds", "When the other gateways were last heard from, since the unix epoch")?,
+            fleet_words: list.counters("fleet_words_total", "Words sent to other gateways and taken from them", &["direction"])?,
+            fleet_contributions: list.counters("fleet_contributions_total", "Memories of accounts sent to other gateways and taken from them", &["direction"])?,
+            fleet_bytes: list.counters("fleet_bytes_total", "Bytes of what gateways share, without TLS and TCP", &["direction"])?,
+            fleet_errors: list.counters("fleet_errors_total", "Failures between gateways", &["kind"])?,
+            fleet_reconciles: list.counter("fleet_reconciles_total", "Comparisons of everything with what Redis holds")?,
+            fleet_shed: list.counters("fleet_shed_total", "What was not shared because there was too much of it", &["part"])?,
             marks_unregistered: list.counter("marks_unregistered_total", "Answers without marks because these could not be put on record in time")?,
             audit_entries: list.gauge("audit_entries", "Number of the audit's last entry")?,
             webhook_deliveries: list.counters("webhook_deliveries_total", "Attempts to send a webhook's messages", &["webhook", "outcome"])?,
@@ -275,6 +304,11 @@ impl Metrics {
             (&self.marks_recognised, MARK_LAYERS),
             (&self.ioc_bundles_received, IOC_OUTCOMES),
             (&self.admin_refused, ADMIN_REFUSALS),
+            (&self.fleet_words, DIRECTIONS),
+            (&self.fleet_contributions, DIRECTIONS),
+            (&self.fleet_bytes, DIRECTIONS),
+            (&self.fleet_errors, FLEET_ERRORS),
+            (&self.fleet_shed, FLEET_PARTS),
         ] {
             for value in values {
                 counters.with_label_values(&[value]).inc_by(0);
@@ -348,6 +382,10 @@ impl List {
 
     fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, Error> {
         self.register(IntGauge::new(named(name), help)?)
+    }
+
+    fn number(&self, name: &str, help: &str) -> Result<Gauge, Error> {
+        self.register(Gauge::new(named(name), help)?)
     }
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, Error> {

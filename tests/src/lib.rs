@@ -15,6 +15,7 @@ pub mod hello;
 pub mod http1;
 pub mod http2;
 mod provider;
+pub mod redis;
 pub mod streams;
 pub mod upstream;
 

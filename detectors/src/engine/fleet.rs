@@ -331,6 +331,30 @@ impl Engine {
         }
     }
 
+    /// The keys of all accounts that are held, in no order that means anything: for going through
+    /// them a few at a time, with [`Self::id_of`].
+    #[must_use]
+    pub fn account_keys(&self) -> Vec<u64> {
+        self.accounts.iter().map(|(key, _)| key).collect()
+    }
+
+    /// The pseudonym of the account of a key, while it is held.
+    #[must_use]
+    pub fn id_of(&self, key: u64) -> Option<AccountId> {
+        self.accounts.get(key).map(|account| account.id.clone())
+    }
+
+    /// How many of an account's exchanges other gateways have told of.
+    #[must_use]
+    pub fn told_requests(&self, id: &AccountId) -> u32 {
+        let told = |account: &Account| match &account.own {
+            Some(own) => account.memory.requests.saturating_sub(own.memory.requests),
+            None if account.elsewhere => account.memory.requests,
+            None => 0,
+        };
+        self.account(id).map_or(0, told)
+    }
+
     /// Takes in a tier and suspicion that another gateway has judged at a time, unix milliseconds,
     /// ahead of what it has seen.
     pub fn hold(

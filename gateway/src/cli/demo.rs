@@ -235,6 +235,7 @@ fn config(
         webhooks: Vec::new(),
         ioc: None,
         policies: Arc::default(),
+        redis: None,
         identity: Identity {
             key: secrets.identity.clone().into(),
             jwt: None,

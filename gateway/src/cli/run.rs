@@ -5,7 +5,7 @@ use std::fs::OpenOptions;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use detectors::facts::Facts;
@@ -25,14 +25,15 @@ use crate::account::AccountNamer;
 use crate::account::jwks::KeySource;
 use crate::admin::{AdminApp, AdminState};
 use crate::audit::{Actor, Said};
-use crate::config::{Config, Log, StoreKind, file};
+use crate::config::{Config, Log, Redis, StoreKind, file};
 use crate::enforce::Enforcer;
 use crate::enforce::marks::{self, Marks};
 use crate::exchanges::{ExchangeLog, Recorder, TextKey};
+use crate::fleet::{self, Fleet};
 use crate::gateway::Gateway;
 use crate::ioc::{self, Exchange};
 use crate::judge::Judge;
-use crate::limits::POLICY_FILE_INTERVAL;
+use crate::limits::{FLEET_FIRST_WORDS_MAX, POLICY_FILE_INTERVAL};
 use crate::listener::ListenerApp;
 use crate::listener::tls::{CertificateStore, key_log_wanted, server_config};
 use crate::metrics::Metrics;
@@ -125,6 +126,10 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
     let indicators = indicators.map_err(|error| error.to_string())?;
     let enforcer = enforcer(&config, store, &metrics)?;
     enforcer.look_up_in(indicators.clone());
+    if let Some(redis) = &config.redis {
+        let fleet = fleet(redis, &config, &enforcer, &metrics);
+        server.add_service(background_service("fleet", fleet));
+    }
     let exchanges = Arc::new(exchanges);
     let gateway = Gateway::new(config, pools, namer, metrics.clone(), exchanges, enforcer.clone());
     let gateway = Arc::new(gateway);
@@ -212,12 +217,38 @@ fn enforcer(
     Ok(enforcer)
 }
 
+/// What keeps this gateway and the others of one mind.
+fn fleet(
+    redis: &Redis,
+    config: &Config,
+    enforcer: &Arc<Enforcer>,
+    metrics: &Arc<Metrics>,
+) -> Fleet {
+    let acts = Arc::downgrade(enforcer);
+    let parts = fleet::Parts {
+        store: enforcer.store().clone(),
+        on_word: Box::new(move |word| {
+            if let Some(enforcer) = acts.upgrade() {
+                enforcer.apply(word);
+            }
+        }),
+        judge: enforcer.judge().clone(),
+        throttle: enforcer.throttle.clone(),
+        accounts_max: config.policies.in_force().policy.memory.accounts_max,
+        metrics: metrics.clone(),
+    };
+    let key_check = hex::encode(&derived(&config.identity.key, b"stillgate fleet")[..8]);
+    let fleet = Fleet::new(redis.clone(), &key_check, parts);
+    enforcer.join_fleet(fleet.presence());
+    fleet
+}
+
 /// The store that the configuration names.
 fn open_store(config: &Config) -> Result<Arc<Store>, String> {
     let settings = &config.store;
     let store = match settings.kind {
         StoreKind::Memory => Store::in_memory(settings.node.as_deref().unwrap_or("memory")),
-        StoreKind::Embedded => {
+        StoreKind::Embedded | StoreKind::Redis => {
             let mut check = hex::encode(derived(&config.identity.key, b"stillgate store"));
             check.truncate(16);
             Store::open(&settings.dir, settings.node.as_deref(), &check)
@@ -421,6 +452,11 @@ impl BackgroundService for Start {
             if open.is_none_or(|open| wanted.iter().all(|port| open.contains(port))) {
                 break;
             }
+            tokio::time::sleep(START_POLL_INTERVAL).await;
+        }
+        // What operators said to others is known before anybody is sent here; but not for ever.
+        let begun = Instant::now();
+        while self.gateway.enforcer.is_apart() && begun.elapsed() < FLEET_FIRST_WORDS_MAX {
             tokio::time::sleep(START_POLL_INTERVAL).await;
         }
         self.gateway.listening();
