@@ -1,8 +1,13 @@
 //! The audit: who changed what and why, each entry chained to the one before.
 //!
-//! The hash of an entry is SHA-256 over the hash of the one before (64 hex digits; 64 zeros before
-//! the first) followed by the entry's JSON text, byte for byte. Whoever changes, drops or inserts an
-//! entry changes every hash after it.
+//! The hash of an entry is SHA-256 over the hash of the one before (64 zeros before the first)
+//! followed by the SHA-256 of the entry's JSON text, byte for byte; both as 64 hex digits. Whoever
+//! changes, drops or inserts an entry changes every hash after it. As the text's own hash is enough
+//! for the chain, an entry can be shown in its place without showing the others.
+//!
+//! What the chain cannot tell is whether it was cut at its end, or written anew from some entry on:
+//! for that its head, number and hash, has to be kept somewhere else ([`Chain::check`] of a later
+//! audit passes through every head it ever had).
 
 use std::sync::Arc;
 
@@ -210,7 +215,7 @@ impl Chained {
             detail: draft.detail,
         };
         let text = serde_json::to_string(&entry).unwrap_or_default();
-        let hash = link_hash(last.map_or(FIRST, |(_, hash)| hash), &text);
+        let hash = link_hash(last.map_or(FIRST, |(_, hash)| hash), &digest(&text));
         Self { seq, hash, text }
     }
 
@@ -226,10 +231,185 @@ impl Chained {
 /// What the first entry follows.
 pub const FIRST: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-/// The link of an entry's text to what is before it.
+/// SHA-256 of an entry's text, 64 hex digits.
 #[must_use]
-pub fn link_hash(before: &str, text: &str) -> String {
-    hex::encode(Sha256::new().chain_update(before).chain_update(text).finalize())
+pub fn digest(text: &str) -> String {
+    hex::encode(Sha256::digest(text))
+}
+
+/// The link of an entry, told by its [`digest`], to what is before it.
+#[must_use]
+pub fn link_hash(before: &str, digest: &str) -> String {
+    hex::encode(Sha256::new().chain_update(before).chain_update(digest).finalize())
+}
+
+/// An entry as it is exported, a line of JSON each: with its text, or where that is nobody else's
+/// business with its digest alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Number, from 1.
+    pub seq: u64,
+    /// The link, 64 hex digits.
+    pub hash: String,
+    /// JSON of the [`Entry`], as a string, because the hash is over its bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// In place of the text its [`digest`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+}
+
+impl Link {
+    /// With its text.
+    #[must_use]
+    pub fn shown(entry: Chained) -> Self {
+        Self { seq: entry.seq, hash: entry.hash, text: Some(entry.text), digest: None }
+    }
+
+    /// Without it.
+    #[must_use]
+    pub fn withheld(entry: &Chained) -> Self {
+        let digest = Some(digest(&entry.text));
+        Self { seq: entry.seq, hash: entry.hash.clone(), text: None, digest }
+    }
+}
+
+/// Where a chain is damaged.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    /// An entry is missing, or there twice, or out of order.
+    #[error("entry {expected} is missing: {found} is in its place")]
+    Number {
+        /// The number that should be there.
+        expected: u64,
+        /// The number that is.
+        found: u64,
+    },
+    /// The text or the hash was changed, or something before it.
+    #[error("entry {0} was changed: its hash does not follow from its text and the entry before")]
+    Hash(u64),
+    /// The text is no entry of this number, though the hash is right.
+    #[error("entry {0} is no audit entry, though its hash is right")]
+    Text(u64),
+    /// A head that was kept is not that of this chain.
+    #[error("entry {0} has another hash than the head that was kept: the audit was written anew")]
+    Anchor(u64),
+    /// The chain ends before a head that was kept.
+    #[error("ends at entry {last}, before the head that was kept ({wanted}): its end is missing")]
+    Short {
+        /// The last entry's number.
+        last: u64,
+        /// The number that was kept.
+        wanted: u64,
+    },
+}
+
+/// A number and a hash: an entry's place in the chain. The last one's is the chain's head.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Anchor {
+    /// Number; 0 before the first entry.
+    pub seq: u64,
+    /// Its link, 64 hex digits.
+    pub hash: String,
+}
+
+impl Default for Anchor {
+    fn default() -> Self {
+        Self { seq: 0, hash: FIRST.to_owned() }
+    }
+}
+
+impl std::fmt::Display for Anchor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.seq, self.hash)
+    }
+}
+
+impl std::str::FromStr for Anchor {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = text.split_once(':').and_then(|(seq, hash)| {
+            let hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+            let whole = hash.len() == FIRST.len() && hash.bytes().all(hex);
+            Some(Self { seq: seq.parse().ok()?, hash: whole.then(|| hash.to_owned())? })
+        });
+        parsed.ok_or_else(|| "is not NUMBER:HASH with 64 hex digits in lower case".to_owned())
+    }
+}
+
+/// A chain that is checked entry by entry.
+#[derive(Clone, Debug, Default)]
+pub struct Chain {
+    last: Anchor,
+    /// Heads that were kept and are still to come, the next one last.
+    wanted: Vec<Anchor>,
+}
+
+impl Chain {
+    /// A chain that must go through heads that were kept. One that begins later than at entry 1
+    /// begins after one of them; `first` is the number of its first entry.
+    ///
+    /// # Errors
+    /// When no head tells what is before the first entry.
+    pub fn through(mut anchors: Vec<Anchor>, first: u64) -> Result<Self, Broken> {
+        anchors.sort_by_key(|anchor| std::cmp::Reverse(anchor.seq));
+        anchors.insert(anchors.len(), Anchor::default());
+        let before = anchors.iter().find(|anchor| anchor.seq.checked_add(1) == Some(first));
+        let Some(last) = before.cloned() else {
+            return Err(Broken::Number { expected: 1, found: first });
+        };
+        anchors.retain(|anchor| anchor.seq >= last.seq && *anchor != last);
+        Ok(Self { last, wanted: anchors })
+    }
+
+    /// Checks the next entry.
+    ///
+    /// # Errors
+    /// When it is not the one that follows.
+    pub fn check(&mut self, link: &Link) -> Result<(), Broken> {
+        let expected = self.last.seq.saturating_add(1);
+        if link.seq != expected {
+            return Err(Broken::Number { expected, found: link.seq });
+        }
+        let digest = match (&link.text, &link.digest) {
+            (Some(text), None) => digest(text),
+            (None, Some(digest)) => digest.clone(),
+            _ => return Err(Broken::Text(link.seq)),
+        };
+        if link_hash(&self.last.hash, &digest) != link.hash {
+            return Err(Broken::Hash(link.seq));
+        }
+        if let Some(text) = &link.text
+            && !serde_json::from_str::<Numbered>(text).is_ok_and(|entry| entry.seq == link.seq)
+        {
+            return Err(Broken::Text(link.seq));
+        }
+        self.last = Anchor { seq: link.seq, hash: link.hash.clone() };
+        while self.wanted.last().is_some_and(|anchor| anchor.seq <= link.seq) {
+            if self.wanted.pop().is_some_and(|anchor| anchor != self.last) {
+                return Err(Broken::Anchor(link.seq));
+            }
+        }
+        Ok(())
+    }
+
+    /// The head, once every entry was checked.
+    ///
+    /// # Errors
+    /// When a head that was kept did not come.
+    pub fn finish(self) -> Result<Anchor, Broken> {
+        match self.wanted.first() {
+            None => Ok(self.last),
+            Some(anchor) => Err(Broken::Short { last: self.last.seq, wanted: anchor.seq }),
+        }
+    }
+}
+
+/// What of an entry's text the chain looks at: acts of later versions are entries as well.
+#[derive(Deserialize)]
+struct Numbered {
+    seq: u64,
 }
 
 /// Which entries are wanted.
@@ -239,4 +419,167 @@ pub struct Query {
     pub after: u64,
     /// At most so many.
     pub limit: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn chain(count: u64) -> Vec<Link> {
+        let gateway: Arc<str> = "a".into();
+        let mut last = None;
+        (0..count)
+            .map(|n| {
+                let mut draft = Draft::new(Actor::System, Act::TierChanged)
+                    .account(&AccountId::new(format!("acct-{}", n % 3)))
+                    .detail(json!({ "n": n }));
+                draft.at_ms = 1_000 + n;
+                let entry = Chained::link(draft, &gateway, last.as_ref());
+                last = Some((entry.seq, entry.hash.clone()));
+                if n % 4 == 1 { Link::withheld(&entry) } else { Link::shown(entry) }
+            })
+            .collect()
+    }
+
+    fn verify(links: &[Link], anchors: Vec<Anchor>) -> Result<Anchor, Broken> {
+        let mut chain = Chain::through(anchors, links.first().map_or(1, |link| link.seq))?;
+        links.iter().try_for_each(|link| chain.check(link))?;
+        chain.finish()
+    }
+
+    /// The same chain with every hash from one entry on made right again.
+    fn rehashed(mut links: Vec<Link>, from: usize) -> Vec<Link> {
+        for at in from..links.len() {
+            let before = at.checked_sub(1).map_or(FIRST.to_owned(), |at| links[at].hash.clone());
+            let text_digest = links[at].text.as_deref().map(digest);
+            let digest = text_digest.or_else(|| links[at].digest.clone()).unwrap();
+            links[at].hash = link_hash(&before, &digest);
+        }
+        links
+    }
+
+    fn head(links: &[Link]) -> Anchor {
+        links
+            .last()
+            .map_or_else(Anchor::default, |last| Anchor { seq: last.seq, hash: last.hash.clone() })
+    }
+
+    #[test]
+    fn a_chain_is_whole_from_its_start_or_from_a_head_that_was_kept() {
+        let links = chain(20);
+        assert_eq!(verify(&links, vec![]), Ok(head(&links)));
+        assert_eq!(verify(&[], vec![]), Ok(Anchor::default()));
+        assert_eq!(verify(&links[5..], vec![]), Err(Broken::Number { expected: 1, found: 6 }));
+        let kept = vec![head(&links[..12]), head(&links[..5]), head(&links)];
+        assert_eq!(verify(&links[5..], kept.clone()), Ok(head(&links)));
+        assert_eq!(verify(&links, kept), Ok(head(&links)));
+        let text = head(&links).to_string();
+        assert_eq!(text.parse(), Ok(head(&links)));
+        for wrong in ["", "1", "1:", "x:0", &text.to_uppercase(), &text[..text.len() - 1]] {
+            assert!(wrong.parse::<Anchor>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_a_kept_head_tells_of_an_end_that_was_cut_or_written_anew() {
+        let links = chain(20);
+        let kept = vec![head(&links)];
+        assert!(verify(&links[..19], vec![]).is_ok());
+        assert_eq!(verify(&links[..19], kept.clone()), Err(Broken::Short { last: 19, wanted: 20 }));
+        let mut anew = links;
+        anew[6].text = anew[6].text.take().map(|text| text.replace("acct-0", "acct-1"));
+        let anew = rehashed(anew, 6);
+        assert!(verify(&anew, vec![]).is_ok());
+        assert_eq!(verify(&anew, kept), Err(Broken::Anchor(20)));
+    }
+
+    #[test]
+    fn a_text_that_is_no_entry_of_its_number_is_found_though_the_hash_is_right() {
+        let mut links = chain(5);
+        for text in ["{}", "", r#"{"seq":3}"#] {
+            links[4].text = Some(text.to_owned());
+            let links = rehashed(links.clone(), 4);
+            assert_eq!(verify(&links, vec![]), Err(Broken::Text(5)), "{text}");
+        }
+        links[4].digest = Some(FIRST.to_owned());
+        assert_eq!(verify(&links, vec![]), Err(Broken::Text(5)));
+    }
+
+    /// One change to a chain, of every kind that somebody with an editor can make.
+    #[derive(Clone, Debug)]
+    enum Damage {
+        Text(usize, usize, u8),
+        Hash(usize, usize),
+        Number(usize, u64),
+        Drop(usize),
+        Swap(usize, usize),
+        Insert(usize, usize),
+        Forge(usize),
+    }
+
+    fn damage() -> impl Strategy<Value = Damage> {
+        let at = 0..30_usize;
+        prop_oneof![
+            (at.clone(), any::<usize>(), 1..=255_u8).prop_map(|(a, b, c)| Damage::Text(a, b, c)),
+            (at.clone(), any::<usize>()).prop_map(|(a, b)| Damage::Hash(a, b)),
+            (at.clone(), any::<u64>()).prop_map(|(a, b)| Damage::Number(a, b)),
+            // The last one is not in it: that a chain was cut at its end only a kept head tells.
+            (0..29_usize).prop_map(Damage::Drop),
+            (at.clone(), at.clone()).prop_map(|(a, b)| Damage::Swap(a, b)),
+            (at.clone(), at.clone()).prop_map(|(a, b)| Damage::Insert(a, b)),
+            at.prop_map(Damage::Forge),
+        ]
+    }
+
+    fn damaged(mut links: Vec<Link>, damage: &Damage) -> Vec<Link> {
+        match *damage {
+            Damage::Text(at, place, flip) => {
+                let link = &mut links[at];
+                let text = link.text.as_mut().or(link.digest.as_mut()).unwrap();
+                let mut bytes = std::mem::take(text).into_bytes();
+                let place = place % bytes.len();
+                // Texts are ASCII here; they stay text.
+                bytes[place] = (bytes[place] ^ flip) & 0x7f;
+                *text = String::from_utf8(bytes).unwrap();
+            }
+            Damage::Hash(at, place) => {
+                let mut bytes = std::mem::take(&mut links[at].hash).into_bytes();
+                let place = place % bytes.len();
+                bytes[place] = if bytes[place] == b'0' { b'1' } else { b'0' };
+                links[at].hash = String::from_utf8(bytes).unwrap();
+            }
+            Damage::Number(at, seq) => links[at].seq = seq,
+            Damage::Drop(at) => drop(links.remove(at)),
+            Damage::Swap(a, b) => links.swap(a, b),
+            Damage::Insert(at, from) => {
+                let link = links[from].clone();
+                links.insert(at, link);
+            }
+            // With numbers and its own hash made right: what follows does not follow from it.
+            Damage::Forge(at) => {
+                let link = links[at].clone();
+                links.insert(at, link);
+                for (at, link) in links.iter_mut().enumerate() {
+                    link.seq = at as u64 + 1;
+                }
+                let tail = links.split_off(at + 1);
+                links = rehashed(links, at);
+                links.extend(tail);
+            }
+        }
+        links
+    }
+
+    proptest! {
+        #[test]
+        fn any_single_change_is_found(damage in damage()) {
+            let whole = chain(30);
+            let changed = damaged(whole.clone(), &damage);
+            prop_assume!(changed != whole);
+            prop_assert!(verify(&changed, vec![]).is_err(), "{damage:?}");
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! The command line.
 
+pub mod audit;
+pub mod backup;
 pub mod check;
 pub mod demo;
 pub mod fingerprint;
@@ -41,10 +43,15 @@ enum Command {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
+    /// Copy the store of a gateway, also of one that is running.
+    Backup(backup::Options),
     /// Judge recorded traffic, offline, with the engine that judges live traffic.
     Replay(replay::Options),
     /// Tell whose marks texts carry, and how sure that is.
     Verify(verify::Options),
+    /// Check or export the audit.
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Print the TLS fingerprints in a ClientHello or a packet capture.
     Fingerprint {
         /// A raw ClientHello, or a pcap or pcapng file.
@@ -75,8 +82,10 @@ pub fn main() -> ExitCode {
                 Err(error) => finish(Err(error.to_string())),
             }
         }
+        Command::Backup(options) => finish(backup::run(&options, &mut out)),
         Command::Replay(options) => finish(replay::run(&options, &mut out)),
         Command::Verify(options) => finish(verify::run(&options, &mut out)),
+        Command::Audit(command) => finish(audit::run(&command, &mut out)),
         Command::Fingerprint { file, json } => {
             finish(fingerprint::run(&file, json, &mut out).map_err(|error| error.to_string()))
         }

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 
 use crate::limits::Limits;
 use crate::network::NetworkStore;
+use crate::outgoing::Url;
 use crate::policy::PolicyStore;
 
 /// Everything that `stillgate run` needs.
@@ -190,7 +191,7 @@ pub enum JwksSource {
     /// An `http(s)` address, fetched at start and again every `refresh`.
     Url {
         /// Address of the key set.
-        url: String,
+        url: Url,
         /// Time between fetches.
         refresh: Duration,
     },
@@ -223,6 +224,8 @@ pub struct StoreSettings {
     pub dir: PathBuf,
     /// This gateway's name; `None`: made up once and kept in the store.
     pub node: Option<String>,
+    /// Days after which what is remembered of an account that did not come back is deleted.
+    pub keep_days: u32,
 }
 
 /// Kinds of stores.

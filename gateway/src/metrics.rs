@@ -38,6 +38,9 @@ pub const UNREAD_REASONS: &[&str] = &["too_long", "encoded"];
 /// `outcome` of reading a file again.
 pub const RELOAD_OUTCOMES: &[&str] = &["ok", "failed"];
 
+/// `outcome` of the store's transactions.
+const STORE_OUTCOMES: &[&str] = &["ok", "failed"];
+
 /// `part` of an exchange that the background detectors did not get.
 pub const SHED_PARTS: &[&str] = &["meaning", "answer"];
 /// `mode` of an action.
@@ -58,6 +61,30 @@ const BUCKETS_SECONDS: &[f64] = &[
 /// The gateway's metrics, all in a registry of their own.
 #[derive(Debug)]
 pub struct Metrics {
+    /// Transactions of the store by `outcome`.
+    pub store_commits: IntCounterVec,
+    /// Their duration.
+    pub store_commit_duration: HistogramVec,
+    /// 1 while the store cannot be written.
+    pub store_failing: IntGauge,
+    /// Changes that wait to be written.
+    pub store_unwritten: IntGauge,
+    /// Changes that were given up.
+    pub store_dropped: IntCounter,
+    /// Rows of accounts written.
+    pub rows_written: IntCounter,
+    /// Rows of accounts taken back.
+    pub rows_read: IntCounter,
+    /// Rows of accounts that were left out.
+    pub rows_damaged: IntCounter,
+    /// Failed reads and writes of rows.
+    pub rows_failures: IntCounter,
+    /// Accounts that wait to be written.
+    pub rows_waiting: IntGauge,
+    /// For how long at most.
+    pub rows_lag: IntGauge,
+    /// Requests whose account's row was not there in time.
+    pub rows_late: IntCounter,
     registry: Registry,
     process: Process,
     /// Connections accepted on all listeners.
@@ -186,6 +213,18 @@ impl Metrics {
             reviews_dropped: list.counter("reviews_dropped_total", "Accounts pushed out of the review queue")?,
             marks_recognised: list.counters("marks_recognised_total", "Prompts that held a mark or a canary of ours", &["layer"])?,
             marks_unregistered: list.counter("marks_unregistered_total", "Answers without marks because these could not be put on record in time")?,
+            store_commits: list.counters("store_commits_total", "Transactions of the store", &["outcome"])?,
+            store_commit_duration: list.short_seconds("store_commit_duration_seconds", "Transactions of the store until they are on disk", &[])?,
+            store_failing: list.gauge("store_failing", "1 while the store cannot be written")?,
+            store_unwritten: list.gauge("store_unwritten", "Changes that wait until the store can be written again")?,
+            store_dropped: list.counter("store_dropped_total", "Changes that were never written")?,
+            rows_written: list.counter("account_rows_written_total", "Rows of accounts written to the store")?,
+            rows_read: list.counter("account_rows_read_total", "Rows of accounts taken back from the store")?,
+            rows_damaged: list.counter("account_rows_damaged_total", "Rows of accounts that could not be read and were left out")?,
+            rows_failures: list.counter("account_rows_failures_total", "Failed reads and writes of rows of accounts")?,
+            rows_waiting: list.gauge("account_rows_waiting", "Accounts that have changed since their rows were written")?,
+            rows_lag: list.gauge("account_rows_lag_seconds", "Longest time for which a change of an account may have waited to be written")?,
+            rows_late: list.counter("account_rows_late_total", "Requests whose account's row was not there in time")?,
             registry: list.0,
         };
         metrics.start_at_zero();
@@ -215,6 +254,7 @@ impl Metrics {
             (&self.policy_reloads, RELOAD_OUTCOMES),
             (&self.judgements_shed, SHED_PARTS),
             (&self.marks_recognised, MARK_LAYERS),
+            (&self.store_commits, STORE_OUTCOMES),
         ] {
             for value in values {
                 counters.with_label_values(&[value]).inc_by(0);

@@ -18,13 +18,11 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use http::{Method, StatusCode, Uri};
+use bytes::Bytes;
+use http::{Method, StatusCode};
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use parking_lot::RwLock;
-use pingora_core::connectors::http::Connector;
-use pingora_core::upstreams::peer::HttpPeer;
-use pingora_http::RequestHeader;
 use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
@@ -34,7 +32,7 @@ use tokio::time::{sleep, timeout};
 use crate::config::JwksSource;
 use crate::config::file::{FileStamp, read_bounded};
 use crate::limits::{JWKS_BYTES_MAX, JWKS_FETCH_TIMEOUT, JWKS_FILE_INTERVAL, JWKS_KEYS_MAX};
-use crate::upstream::with_roots;
+use crate::outgoing::{Outgoing, Request, Trust, Url};
 
 /// Bytes of an RSA modulus at least (2048 bits; RFC 7518, section 3.3).
 const RSA_MODULUS_BYTES_MIN: usize = 256;
@@ -210,16 +208,16 @@ impl KeySource {
         }
     }
 
-    async fn follow_url(&self, url: &str, refresh: Duration, gap: Duration) {
-        let Some(connector) = with_roots(|| Connector::new(None)) else {
-            tracing::error!("key set not fetched: the system's CA certificates cannot be loaded");
-            return;
+    async fn follow_url(&self, url: &Url, refresh: Duration, gap: Duration) {
+        let client = match Outgoing::new(url.clone(), &Trust::default()) {
+            Ok(client) => client,
+            Err(error) => {
+                tracing::error!(%error, "key set not fetched");
+                return;
+            }
         };
         loop {
-            let outcome = match timeout(JWKS_FETCH_TIMEOUT, fetch(&connector, url)).await {
-                Ok(fetched) => fetched.and_then(|body| KeySet::parse(&body)),
-                Err(_) => Err(JwksError::Fetch("no answer in time".into())),
-            };
+            let outcome = fetch(&client).await.and_then(|body| KeySet::parse(&body));
             let fetched = self.take(outcome);
             sleep(gap.min(refresh)).await;
             if fetched {
@@ -305,63 +303,22 @@ fn read_file(path: &Path) -> Result<KeySet, JwksError> {
     KeySet::parse(&bytes)
 }
 
-/// Fetches a document over HTTP/1.1. Redirects are not followed: the operator names the address
-/// whose certificate is to be trusted.
-async fn fetch(connector: &Connector, url: &str) -> Result<Vec<u8>, JwksError> {
-    let failed =
-        |what: &str, error: &dyn std::fmt::Display| JwksError::Fetch(format!("{what}: {error}"));
-    let uri: Uri = url.parse().map_err(|error| failed("address", &error))?;
-    let tls = uri.scheme_str() == Some("https");
-    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-    let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
-    let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
-    let target = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-
-    let resolved = tokio::net::lookup_host((host.as_str(), port));
-    let addresses = resolved.await.map_err(|error| failed("name lookup", &error))?;
-    let mut outcome = Err(JwksError::Fetch("name lookup: no address".into()));
-    for address in addresses {
-        let mut peer = HttpPeer::new(address, tls, host.clone());
-        peer.options.total_connection_timeout = Some(JWKS_FETCH_TIMEOUT / 3);
-        outcome = connector.get_http_session(&peer).await.map_err(|e| failed("connecting", &e));
-        if outcome.is_ok() {
-            break;
-        }
+/// Fetches a key set's document.
+async fn fetch(client: &Outgoing) -> Result<Vec<u8>, JwksError> {
+    let request = Request {
+        method: Method::GET,
+        target: None,
+        headers: &[("accept", "application/jwk-set+json, application/json")],
+        body: Bytes::new(),
+        timeout: JWKS_FETCH_TIMEOUT,
+        answer_bytes_max: JWKS_BYTES_MAX,
+    };
+    let answer =
+        client.send(&request).await.map_err(|error| JwksError::Fetch(error.to_string()))?;
+    match answer.status {
+        StatusCode::OK => Ok(answer.body),
+        status => Err(JwksError::Fetch(format!("answer: {status}"))),
     }
-    let (mut session, _) = outcome?;
-
-    let mut request = RequestHeader::build(Method::GET, target.as_bytes(), Some(3))
-        .map_err(|error| failed("request", &error))?;
-    for (name, value) in [
-        ("host", authority.as_str()),
-        ("accept", "application/jwk-set+json, application/json"),
-        ("accept-encoding", "identity"),
-        ("user-agent", "stillgate"),
-        ("connection", "close"),
-    ] {
-        request.insert_header(name, value).map_err(|error| failed("request", &error))?;
-    }
-    session
-        .write_request_header(Box::new(request))
-        .await
-        .map_err(|error| failed("request", &error))?;
-    session.finish_request_body().await.map_err(|error| failed("request", &error))?;
-    session.read_response_header().await.map_err(|error| failed("answer", &error))?;
-    match session.response_header().map(|header| header.status) {
-        Some(StatusCode::OK) => {}
-        Some(status) => return Err(JwksError::Fetch(format!("answer: {status}"))),
-        None => return Err(JwksError::Fetch("answer: no header".into())),
-    }
-    let mut body = Vec::new();
-    while let Some(chunk) =
-        session.read_response_body().await.map_err(|error| failed("answer", &error))?
-    {
-        if body.len() + chunk.len() > JWKS_BYTES_MAX {
-            return Err(JwksError::Fetch(format!("answer: more than {JWKS_BYTES_MAX} bytes")));
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
 }
 
 #[cfg(test)]
@@ -499,9 +456,10 @@ pub(super) mod tests {
     }
 
     /// Answers each connection with the next response, then with the last one for ever.
-    async fn serve(responses: Vec<String>) -> (String, Arc<AtomicUsize>) {
+    async fn serve(responses: Vec<String>) -> (Url, Arc<AtomicUsize>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/keys?v=1", listener.local_addr().unwrap());
+        let url = url.parse().unwrap();
         let served = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&served);
         tokio::spawn(async move {

@@ -31,9 +31,10 @@ use crate::enforce::marks::{self, Marks};
 use crate::exchanges::{ExchangeLog, Recorder, TextKey};
 use crate::gateway::Gateway;
 use crate::judge::Judge;
-use crate::limits::POLICY_FILE_INTERVAL;
+use crate::limits::{POLICY_FILE_INTERVAL, STORE_SETTLE_MAX};
 use crate::listener::ListenerApp;
 use crate::listener::tls::{CertificateStore, key_log_wanted, server_config};
+use crate::memory::AccountMemory;
 use crate::metrics::Metrics;
 use crate::network::NetworkStore;
 use crate::store::Store;
@@ -80,6 +81,7 @@ pub struct Running {
 struct LastThings {
     pid_file: Option<PathBuf>,
     folder: OnceLock<PathBuf>,
+    memory: Option<Arc<AccountMemory>>,
 }
 
 /// Builds every part of the process. Listening sockets are opened by [`Running::serve`], but an
@@ -119,7 +121,7 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
     }
     let jwks = namer.key_source().cloned();
     let store = open_store(&config)?;
-    let enforcer = enforcer(&config, store, &metrics)?;
+    let (enforcer, memory) = enforcer(&config, store, &metrics)?;
     let exchanges = Arc::new(exchanges);
     let gateway = Gateway::new(config, pools, namer, metrics.clone(), exchanges, enforcer.clone());
     let gateway = Arc::new(gateway);
@@ -167,30 +169,48 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
     service.threads = Some(1);
     server.add_service(service);
     let pid_file = config.server.pid_file.clone();
-    let last = Arc::new(LastThings { pid_file, folder: OnceLock::new() });
+    if let Some(memory) = memory.clone() {
+        server.add_service(background_service("rows", Rows { memory }));
+    }
+    let last = Arc::new(LastThings { pid_file, folder: OnceLock::new(), memory });
     server.add_service(background_service("start", Start { gateway: gateway.clone() }));
     let drain = Drain { gateway: gateway.clone(), last: last.clone() };
     server.add_service(background_service("drain", drain));
     Ok(Running { server, gateway, last })
 }
 
-/// The engine and what acts by it, running.
+/// The engine and what acts by it, running, with what was remembered before.
 fn enforcer(
     config: &Config,
     store: Arc<Store>,
     metrics: &Arc<Metrics>,
-) -> Result<Arc<Enforcer>, String> {
+) -> Result<(Arc<Enforcer>, Option<Arc<AccountMemory>>), String> {
     let facts = Arc::new(Facts::builtin().map_err(|error| error.to_string())?);
     let key = engine_key(&config.identity.key);
     let policy = config.policies.in_force().policy.clone();
+    let accounts_max = policy.memory.accounts_max;
     let judge = Arc::new(Judge::new(policy, facts, key, metrics.clone()));
     let marks = Marks::new(marks::master_key(&config.identity.key)?)?;
+    store.count_in(metrics);
+    let keep_days = config.store.keep_days;
+    let memory = AccountMemory::start(judge.clone(), store.clone(), metrics.clone(), keep_days)
+        .map_err(|error| error.to_string())?;
     let enforcer =
         Enforcer::new(config.policies.clone(), judge, key, marks, store, metrics.clone());
     let enforcer = Arc::new(enforcer);
     enforcer.restore().map_err(|error| error.to_string())?;
-    enforcer.start().map_err(|error| format!("cannot start a thread: {error}"))?;
-    Ok(enforcer)
+    let thread = |error| format!("cannot start a thread: {error}");
+    enforcer.start().map_err(thread)?;
+    if let Some(memory) = &memory {
+        let profiles = enforcer.clone();
+        let then = move || {
+            if let Err(error) = profiles.restore_profiles() {
+                error!(%error, "not all that was told of accounts could be taken back");
+            }
+        };
+        memory.sweep(accounts_max, then).map_err(thread)?;
+    }
+    Ok((enforcer, memory))
 }
 
 /// The store that the configuration names.
@@ -199,12 +219,18 @@ fn open_store(config: &Config) -> Result<Arc<Store>, String> {
     let store = match settings.kind {
         StoreKind::Memory => Store::in_memory(settings.node.as_deref().unwrap_or("memory")),
         StoreKind::Embedded => {
-            let mut check = hex::encode(derived(&config.identity.key, b"stillgate store"));
-            check.truncate(16);
+            let check = store_key_check(config);
             Store::open(&settings.dir, settings.node.as_deref(), &check)
         }
     };
     store.map_err(|error| error.to_string())
+}
+
+/// What a store holds to tell whether it was written under this identity key.
+pub(super) fn store_key_check(config: &Config) -> String {
+    let mut check = hex::encode(derived(&config.identity.key, b"stillgate store"));
+    check.truncate(16);
+    check
 }
 
 /// A key for one purpose, of which nothing tells the identity key's.
@@ -333,6 +359,26 @@ impl BackgroundService for Policies {
     }
 }
 
+/// Writes what is remembered of accounts when the process hands over: its successor reads it.
+struct Rows {
+    memory: Arc<AccountMemory>,
+}
+
+#[async_trait]
+impl BackgroundService for Rows {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let Ok(mut quit) = signal(SignalKind::quit()) else { return };
+        let handed_over = tokio::select! {
+            _ = quit.recv() => true,
+            _ = shutdown.wait_for(|down| *down) => false,
+        };
+        if handed_over {
+            let memory = self.memory.clone();
+            let _ = tokio::task::spawn_blocking(move || memory.flush()).await;
+        }
+    }
+}
+
 /// Watches the files that name networks.
 struct Networks {
     store: Arc<NetworkStore>,
@@ -442,6 +488,10 @@ impl BackgroundService for Drain {
 
 fn ended(gateway: &Gateway, last: &LastThings) {
     gateway.exchanges.close();
+    if let Some(memory) = &last.memory {
+        memory.flush();
+    }
+    gateway.enforcer.store().settle(STORE_SETTLE_MAX);
     if let Some(folder) = last.folder.get() {
         let _ = std::fs::remove_dir_all(folder);
     }

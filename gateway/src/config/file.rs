@@ -37,6 +37,7 @@ use crate::account::jwks::KeySet;
 use crate::limits::{CONFIG_FILE_BYTES_MAX, Limits};
 use crate::listener::tls;
 use crate::network::{NetworkFiles, NetworkStore};
+use crate::outgoing::Url;
 use crate::policy::PolicyStore;
 
 /// Bytes of the identity key at least: the output size of its hash (RFC 2104, section 3).
@@ -1166,30 +1167,17 @@ impl<'r, 'd> Item<'r, 'd> {
         self.checked(checked.map(|_| path))
     }
 
-    fn jwks_url(&self) -> Option<String> {
-        let text = self.string()?;
+    fn jwks_url(&self) -> Option<Url> {
         let wrong = "is not an address such as https://issuer.example/.well-known/jwks.json";
-        let uri: http::Uri = self.checked(text.parse().map_err(|_| wrong.to_owned()))?;
-        let plain = match uri.scheme_str() {
-            Some("https") => false,
-            Some("http") => true,
-            _ => return self.checked(Err(wrong.into())),
-        };
-        let authority = uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
-        let host = uri.host().unwrap_or_default();
-        if host.is_empty() || authority.contains('@') {
-            return self.checked(Err(wrong.into()));
-        }
-        let bare = host.trim_start_matches('[').trim_end_matches(']');
-        let loopback = host == "localhost" || bare.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
-        if plain && !loopback {
+        let url: Url = self.checked(self.text()?.parse().map_err(|_| wrong.to_owned()))?;
+        if !url.is_tls() && !url.is_loopback() {
             self.report.warn(
                 self.at,
                 &self.key,
                 "plain http: whoever can change these bytes on the way can sign tokens",
             );
         }
-        Some(text)
+        Some(url)
     }
 
     fn log_filter(&self) -> Option<String> {
@@ -1585,7 +1573,7 @@ threads = "two"
 "#;
         let expected = [
             r#"1: admin: is missing; the admin endpoint needs a token: give token_file = "admin.token" (make one: openssl rand -hex 32 > admin.token; chmod 600 admin.token) or token_env = "NAME""#,
-            r#"1: recrod: unknown key; did you mean "record"? (allowed: listener, upstream, route, identity, network, policy, admin, store, data_dir, node, record, record_text, limits, server, log)"#,
+            r#"1: recrod: unknown key; did you mean "record"? (allowed: listener, upstream, route, identity, network, policy, admin, store, data_dir, node, keep_days, record, record_text, limits, server, log)"#,
             r#"3: listener[0].address: "localhost:80" is not IP:PORT, such as 0.0.0.0:8443"#,
             r#"6: listener[1].proxy_protocol_from[0]: "10.0.0.1/8" has bits after its prefix; write 10.0.0.0/8"#,
             "6: listener[1].proxy_protocol_from[1]: is an integer, expected a string",
