@@ -11,6 +11,9 @@
 //! with the later stamp counts, wherever it was said. So registers of several gateways merge in any
 //! order, and a removal is a word like any other.
 //!
+//! Two processes may have the directory open, at a hot upgrade. Each takes in what the other writes
+//! within a fraction of a second, and the audit of both is one chain.
+//!
 //! Whoever acts on what is held keeps it in memory; the store is read at start, and for accounts
 //! that come back.
 
@@ -20,7 +23,7 @@ mod rows;
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -278,6 +281,8 @@ struct Shared {
     metrics: OnceLock<Arc<Metrics>>,
     /// What could not be written yet and is tried again.
     kept: Mutex<VecDeque<Batch>>,
+    /// How many of these are being tried.
+    tried: AtomicUsize,
     dropped: AtomicU64,
 }
 
@@ -356,21 +361,26 @@ impl Store {
         let (queue, requests) = sync_channel::<Request>(STORE_QUEUE_MAX);
         let (feed, _) = broadcast::channel(STORE_FEED_MAX);
         let (node, shared): (Arc<str>, Arc<Shared>) = (node.into(), Arc::default());
+        let seen = database::last_change(&writer.lock())?;
         let mut thread = Writer {
             connection: writer.clone(),
             node: node.clone(),
             shared: shared.clone(),
             feed: feed.clone(),
+            seen,
             failing_since: None,
             retry_at: Instant::now(),
         };
         let builder = std::thread::Builder::new().name("store".to_owned());
         let spawned = builder.spawn(move || {
             loop {
-                let mut group = match requests.recv_timeout(RETRY_PAUSE) {
+                let mut group = match requests.recv_timeout(FOLLOW_PAUSE) {
                     Ok(first) => vec![first],
                     Err(RecvTimeoutError::Timeout) => {
-                        thread.write_kept();
+                        thread.follow();
+                        if Instant::now() >= thread.retry_at {
+                            thread.write_kept();
+                        }
                         continue;
                     }
                     Err(RecvTimeoutError::Disconnected) => return thread.write_kept(),
@@ -448,7 +458,9 @@ impl Store {
     /// Batches that wait to be tried again, and those given up because too many did.
     #[must_use]
     pub fn unwritten(&self) -> (usize, u64) {
-        (self.shared.kept.lock().len(), self.shared.dropped.load(Ordering::Relaxed))
+        let kept = self.shared.kept.lock();
+        let waiting = kept.len() + self.shared.tried.load(Ordering::Relaxed);
+        (waiting, self.shared.dropped.load(Ordering::Relaxed))
     }
 
     /// Has everything that is committed taken in before whoever waits for it is told. Only the first
@@ -624,6 +636,8 @@ struct Writer {
     node: Arc<str>,
     shared: Arc<Shared>,
     feed: broadcast::Sender<Arc<Committed>>,
+    /// The last change that this process has made or heard of.
+    seen: i64,
     failing_since: Option<Instant>,
     /// When what is kept is tried again at the earliest.
     retry_at: Instant,
@@ -662,6 +676,7 @@ impl Writer {
             let group: Vec<Batch> = {
                 let mut kept = self.shared.kept.lock();
                 let some = kept.len().min(STORE_GROUP_MAX);
+                self.shared.tried.store(some, Ordering::Relaxed);
                 kept.drain(..some).collect()
             };
             if group.is_empty() {
@@ -669,17 +684,20 @@ impl Writer {
             }
             let done = self.write_each(&group);
             let mut failed = false;
+            let mut kept = self.shared.kept.lock();
             for (batch, done) in group.into_iter().zip(done).rev() {
                 match done {
                     Ok(_) => {}
                     Err(StoreError::Database(_)) => self.give_up(),
                     Err(_) => {
                         failed = true;
-                        self.shared.kept.lock().push_front(batch);
+                        kept.push_front(batch);
                     }
                 }
             }
-            self.shared.waiting(self.shared.kept.lock().len());
+            self.shared.tried.store(0, Ordering::Relaxed);
+            self.shared.waiting(kept.len());
+            drop(kept);
             if failed {
                 self.retry_at = Instant::now() + RETRY_PAUSE;
                 return;
@@ -714,8 +732,14 @@ impl Writer {
 
     fn write(&mut self, batches: &[&Batch]) -> Result<Vec<Committed>, StoreError> {
         let begun = Instant::now();
-        let written =
-            database::commit(&mut self.connection.lock(), &self.node, unix_ms(), batches);
+        let done = {
+            let mut connection = self.connection.lock();
+            database::commit(&mut connection, &self.node, unix_ms(), self.seen, batches)
+        };
+        let written = done.map(|done| {
+            self.heard(done.others, done.change);
+            done.written
+        });
         match &written {
             Ok(_) => {
                 let seconds = begun.elapsed().as_secs_f64();
@@ -748,6 +772,35 @@ impl Writer {
         written
     }
 
+    /// Takes in what another process has written: of the one that is being replaced, or of the one
+    /// that replaces this.
+    fn follow(&mut self) {
+        let found = {
+            let connection = self.connection.lock();
+            match database::last_change(&connection) {
+                Ok(last) if last > self.seen => {
+                    database::changed_after(&connection, self.seen).map(|others| (others, last))
+                }
+                Ok(_) => return,
+                Err(error) => Err(error),
+            }
+        };
+        // What cannot be read now is tried again.
+        if let Ok((others, last)) = found {
+            self.heard(others, last);
+        }
+    }
+
+    /// Whoever follows this process' own commits is not told: the other one tells its own. As long
+    /// as nobody takes them in they are not seen.
+    fn heard(&mut self, registers: Vec<Register>, change: i64) {
+        if !registers.is_empty() {
+            let Some(take_in) = self.shared.on_commit.get() else { return };
+            take_in(&Committed { registers, audit: Vec::new() });
+        }
+        self.seen = change;
+    }
+
     fn told(&self, committed: Committed) -> Arc<Committed> {
         if let Some(take_in) = self.shared.on_commit.get() {
             take_in(&committed);
@@ -762,6 +815,8 @@ impl Writer {
 /// How long a reader or writer waits for another process's transaction: of the process that is
 /// being replaced.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time between two looks at what another process has written.
+const FOLLOW_PAUSE: Duration = Duration::from_millis(200);
 /// Time after which what could not be written is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 

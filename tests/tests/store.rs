@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use harness::{Gateway, Provider, binary, http1, may_mount, wait_for};
@@ -15,10 +15,12 @@ use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
 const ZERO_WIDTH: [char; 4] = ['\u{200b}', '\u{200c}', '\u{200d}', '\u{2060}'];
-const OWN_CHAT: &str = "stream=own/openai-chat/text.sse";
+const OWN_CHAT: &str = "stream=own/openai-chat/prose.sse";
 /// Every account that asks for reasoning is suspected, and whoever is at high gets marked answers.
-const POLICY: &str = "[tiers]\nlow = 0.004\nmedium = 0.5\nhigh = 0.6\ncritical = 0.9\n\
+const POLICY: &str = "[tiers]\nlow = 0.01\nmedium = 0.9\nhigh = 0.95\ncritical = 0.99\n\
                       hysteresis = 0.001\n\
+                      [limit.suspect]\nper = \"account\"\n\
+                      [limit.suspect_cluster]\nper = \"cluster\"\n\
                       [action.high]\nwatermark = true\ncanary = true\nreview = true\n\
                       [watermark]\nlexical = false\n";
 
@@ -70,13 +72,16 @@ fn has_marks(answer: &http1::Response) -> bool {
     answer.text().contains(ZERO_WIDTH)
 }
 
-/// Asks once; the pseudonym under which it was taken.
+/// Asks once, alone; the pseudonym under which it was taken.
 fn account_of(gateway: &Gateway, key: &str) -> String {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let query = format!("who={}-", NUMBER.fetch_add(1, Ordering::Relaxed));
-    let answer = http1::plain(gateway.plain_address(), &request(key, &query, "How are you?"));
+    let before = gateway.metric("stillgate_requests_total");
+    let answer = http1::plain(gateway.plain_address(), &request(key, "who", "How are you?"));
     assert_eq!(answer.status, 200, "{}", answer.text());
-    gateway.exchange(&query)["account"].as_str().expect("an account").to_owned()
+    wait_for("its exchange", Duration::from_secs(5), || {
+        (gateway.metric("stillgate_requests_total") > before).then_some(())
+    });
+    let exchange = gateway.exchanges(1).remove(0);
+    exchange["account"].as_str().expect("an account").to_owned()
 }
 
 fn explained(gateway: &Gateway, account: &str) -> Value {
@@ -234,7 +239,10 @@ fn a_full_disk_is_survived_and_said() {
     }
     let provider = Provider::start();
     let gateway = Gateway::in_front_of(provider.address())
-        .policy("[action.medium]\nverify = true\n")
+        .policy(
+            "[tiers]\nlow = 0.9\nmedium = 0.95\nhigh = 0.97\ncritical = 0.99\n\
+             [action.medium]\nverify = true\n",
+        )
         .small_disk("4m")
         .start();
     let keys: Vec<String> = (0..6).map(|number| format!("sk-{number}")).collect();

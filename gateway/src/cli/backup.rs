@@ -12,17 +12,24 @@ use crate::store::backup::{Progress, backup};
 
 /// What is copied, and where to.
 #[derive(Debug, Args)]
-#[group(id = "source", required = true, multiple = false, args = ["data", "config"])]
 pub struct Options {
+    #[command(flatten)]
+    from: From,
+    /// Directory of the copy, which is not there yet.
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+}
+
+/// Where the store is.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct From {
     /// Directory of the store.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Configuration that names it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Directory of the copy, which is not there yet.
-    #[arg(long, value_name = "DIR")]
-    to: PathBuf,
 }
 
 /// Copies, and tells how far it is on stderr.
@@ -30,7 +37,7 @@ pub struct Options {
 /// # Errors
 /// Why there is no copy.
 pub fn run(options: &Options, out: &mut impl Write) -> Result<(), String> {
-    let from = match (&options.data, &options.config) {
+    let from = match (&options.from.data, &options.from.config) {
         (Some(data), _) => data.clone(),
         (None, Some(path)) => {
             let config = file::load(path).map_err(|errors| {

@@ -12,7 +12,7 @@ use detectors::list::LIST;
 use super::replay::load_policy;
 use super::run::store_key_check;
 use crate::config::{Config, StoreKind, file};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// All files are in order.
 pub const EXIT_OK: u8 = 0;
@@ -53,7 +53,7 @@ pub fn run(files: &[PathBuf], out: &mut impl Write, err: &mut impl Write) -> io:
                     writeln!(err, "{warning} (warning)")?;
                 }
                 if config.store.kind == StoreKind::Embedded
-                    && let Err(error) = Store::check(&config.store.dir, &store_key_check(&config))
+                    && let Err(error) = check_store(&config)
                 {
                     exit = EXIT_ERROR;
                     writeln!(err, "{}: data_dir: {error}", path.display())?;
@@ -70,6 +70,10 @@ pub fn run(files: &[PathBuf], out: &mut impl Write, err: &mut impl Write) -> io:
         }
     }
     Ok(exit)
+}
+
+fn check_store(config: &Config) -> Result<(), StoreError> {
+    Store::check(&config.store.dir, &store_key_check(&config.identity.key))
 }
 
 /// Tables that a policy may have.

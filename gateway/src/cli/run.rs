@@ -219,7 +219,7 @@ fn open_store(config: &Config) -> Result<Arc<Store>, String> {
     let store = match settings.kind {
         StoreKind::Memory => Store::in_memory(settings.node.as_deref().unwrap_or("memory")),
         StoreKind::Embedded => {
-            let check = store_key_check(config);
+            let check = store_key_check(&config.identity.key);
             Store::open(&settings.dir, settings.node.as_deref(), &check)
         }
     };
@@ -227,8 +227,9 @@ fn open_store(config: &Config) -> Result<Arc<Store>, String> {
 }
 
 /// What a store holds to tell whether it was written under this identity key.
-pub(super) fn store_key_check(config: &Config) -> String {
-    let mut check = hex::encode(derived(&config.identity.key, b"stillgate store"));
+#[must_use]
+pub fn store_key_check(identity_key: &[u8]) -> String {
+    let mut check = hex::encode(derived(identity_key, b"stillgate store"));
     check.truncate(16);
     check
 }
@@ -240,7 +241,8 @@ fn derived(identity_key: &[u8], purpose: &[u8]) -> [u8; 32] {
 }
 
 /// The key of the engine's hashes: derived, so that no hash in it is a pseudonym's or a trace's.
-fn engine_key(identity_key: &[u8]) -> detectors::keyed::Key {
+#[must_use]
+pub fn engine_key(identity_key: &[u8]) -> detectors::keyed::Key {
     let digest = derived(identity_key, b"stillgate engine");
     let mut key = [0; 16];
     key.copy_from_slice(&digest[..16]);

@@ -170,7 +170,7 @@ fn what_operators_told_comes_with_the_account() {
     assert_ne!(told, detectors::account::Known::default());
     // Also where an event is the first that is heard of the account.
     let event = Event::Profile(Profile {
-        at_ms: 2,
+        at_ms: 0,
         account: AccountId::new("told"),
         organisation: Some(OrganisationId::new("org")),
         created_s: None,

@@ -29,8 +29,9 @@ const STATE_SCHEMA: &str = "
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE registers (
     kind INTEGER NOT NULL, key TEXT NOT NULL, at_ms INTEGER NOT NULL, by TEXT NOT NULL, value TEXT,
-    sum INTEGER NOT NULL, PRIMARY KEY (kind, key)
+    sum INTEGER NOT NULL, change INTEGER NOT NULL, PRIMARY KEY (kind, key)
 ) WITHOUT ROWID;
+CREATE UNIQUE INDEX changes ON registers (change);
 CREATE INDEX removed ON registers (at_ms) WHERE value IS NULL;
 CREATE TABLE audit (seq INTEGER PRIMARY KEY, hash TEXT NOT NULL, entry TEXT NOT NULL);
 ";
@@ -338,14 +339,27 @@ fn made_up_name() -> String {
     format!("{host}-{:08x}", drawn as u32)
 }
 
-/// Writes batches in one transaction; returns what each has written.
+/// What a transaction has done.
+pub(super) struct Done {
+    /// What each batch has written.
+    pub(super) written: Vec<Committed>,
+    /// Words that another process has written since.
+    pub(super) others: Vec<Register>,
+    /// Number of the last change.
+    pub(super) change: i64,
+}
+
+/// Writes batches in one transaction. `seen` is the last change that this process knows of.
 pub(super) fn commit(
     connection: &mut Connection,
     node: &Arc<str>,
     now_ms: u64,
+    seen: i64,
     batches: &[&Batch],
-) -> Result<Vec<Committed>, StoreError> {
+) -> Result<Done, StoreError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let others = changed_after(&transaction, seen)?;
+    let mut change = last_change(&transaction)?.max(seen);
     let mut all = Vec::with_capacity(batches.len());
     let mut last = last_link(&transaction)?;
     for batch in batches {
@@ -368,8 +382,8 @@ pub(super) fn commit(
             };
             transaction
                 .prepare_cached(
-                    "INSERT OR REPLACE INTO registers (kind, key, at_ms, by, value, sum)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                    "INSERT OR REPLACE INTO registers (kind, key, at_ms, by, value, sum, change)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
                 )?
                 .execute(params![
                     register.table as u8,
@@ -378,7 +392,9 @@ pub(super) fn commit(
                     &*register.stamp.by,
                     register.value,
                     sum(&register),
+                    change + 1,
                 ])?;
+            change += 1;
             committed.registers.push(register);
         }
         for draft in &batch.audit {
@@ -396,7 +412,30 @@ pub(super) fn commit(
         all.push(committed);
     }
     transaction.commit()?;
-    Ok(all)
+    Ok(Done { written: all, others, change })
+}
+
+/// Number of the last change of a register, by whichever process.
+pub(super) fn last_change(connection: &Connection) -> Result<i64, StoreError> {
+    let mut last = connection.prepare_cached("SELECT max(change) FROM registers")?;
+    Ok(last.query_row([], |row| row.get::<_, Option<i64>>(0))?.unwrap_or(0))
+}
+
+/// Registers whose last change comes after one, in the order of their changes.
+pub(super) fn changed_after(
+    connection: &Connection,
+    change: i64,
+) -> Result<Vec<Register>, StoreError> {
+    let mut changed = connection.prepare_cached(
+        "SELECT key, at_ms, by, value, sum, kind FROM registers WHERE change > ?1
+         ORDER BY change",
+    )?;
+    let found = changed.query_map([change], |row| {
+        let table = Table::of(row.get(5)?);
+        table.map(|table| register(row, table)).transpose()
+    })?;
+    // A kind of a newer version is none of ours.
+    found.filter_map(Result::transpose).map(|found| sound(found?)).collect()
 }
 
 /// Finds bytes that a disk gave back otherwise than they were written. CRC-32.
