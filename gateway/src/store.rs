@@ -181,7 +181,7 @@ pub struct Committed {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// The directory or a file in it cannot be used.
-    #[error("the store {path}: {message}")]
+    #[error("the store {path} {message}")]
     Open {
         /// The directory or file.
         path: PathBuf,
