@@ -95,7 +95,9 @@ fn write(accounts: u32, dir: &Path) {
     let took = begun.elapsed().as_secs_f64();
     println!("{rows} rows overwritten in {took:.2} s: {:.0} rows a second", rows as f64 / took);
     let sizes: Vec<usize> = (0..1_000)
-        .filter_map(|n| process.judge.account(&id(n * (accounts / 1_000).max(1)), AccountRow::encode))
+        .filter_map(|n| {
+            process.judge.account(&id(n * (accounts / 1_000).max(1)), AccountRow::encode)
+        })
         .map(|row| row.len())
         .collect();
     let mean = sizes.iter().sum::<usize>() as f64 / sizes.len() as f64;

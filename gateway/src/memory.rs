@@ -71,7 +71,7 @@ struct Slot {
 enum SlotState {
     #[default]
     Awaited,
-    There(Arrival),
+    There(Box<Arrival>),
     GivenUp,
 }
 
@@ -140,7 +140,7 @@ impl Slot {
             }
         }
         match std::mem::replace(&mut *state, SlotState::GivenUp) {
-            SlotState::There(arrival) => Some(arrival),
+            SlotState::There(arrival) => Some(*arrival),
             SlotState::Awaited | SlotState::GivenUp => None,
         }
     }
@@ -151,7 +151,7 @@ impl Slot {
         if matches!(*state, SlotState::GivenUp) {
             return Some(arrival);
         }
-        *state = SlotState::There(arrival);
+        *state = SlotState::There(Box::new(arrival));
         self.there.notify_one();
         None
     }

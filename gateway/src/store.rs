@@ -657,9 +657,7 @@ impl Writer {
         }
         let (batches, waiting): (Vec<Batch>, Vec<_>) =
             group.into_iter().map(|request| (request.batch, request.done)).unzip();
-        for ((batch, waiting), done) in
-            batches.iter().zip(waiting).zip(self.write_each(&batches))
-        {
+        for ((batch, waiting), done) in batches.iter().zip(waiting).zip(self.write_each(&batches)) {
             match (waiting, done) {
                 // Whoever waited may have gone.
                 (Some(waiting), done) => drop(waiting.send(done)),

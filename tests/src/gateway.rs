@@ -615,7 +615,8 @@ impl Drop for Process {
 /// Whether this user may have disks of its own; says so where not.
 #[must_use]
 pub fn may_mount() -> bool {
-    let tried = Command::new("unshare").args(["-Urm", "mount", "-t", "tmpfs", "t", "/mnt"]).output();
+    let tried =
+        Command::new("unshare").args(["-Urm", "mount", "-t", "tmpfs", "t", "/mnt"]).output();
     let may = tried.is_ok_and(|tried| tried.status.success());
     if !may {
         crate::skip("user namespaces (unshare -Urm)");

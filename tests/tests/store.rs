@@ -175,7 +175,10 @@ fn a_hot_upgrade_hands_memory_over_and_the_chain_goes_on() {
     gateway.set_tier(&account, "high");
     assert!(old.wait(Duration::from_secs(40)).is_some_and(|status| status.success()));
     let now = explained(&gateway, &account);
-    assert_eq!((now["requests"].as_u64(), now["override"]["tier"].as_str()), (Some(5), Some("high")));
+    assert_eq!(
+        (now["requests"].as_u64(), now["override"]["tier"].as_str()),
+        (Some(5), Some("high"))
+    );
     let started = gateway.audit().iter().filter(|entry| entry["act"] == "started").count();
     assert_eq!(started, 2, "one chain of two processes");
 }

@@ -193,7 +193,8 @@ fn rows_that_cannot_be_written_are_kept_until_they_can() {
     process.asks("a", 1);
     process.memory.flush();
     let other = rusqlite::Connection::open(directory.path().join("data/memory.sqlite")).unwrap();
-    let refuse = "CREATE TRIGGER full BEFORE UPDATE ON accounts BEGIN SELECT RAISE(ABORT, 'no'); END";
+    let refuse =
+        "CREATE TRIGGER full BEFORE UPDATE ON accounts BEGIN SELECT RAISE(ABORT, 'no'); END";
     other.execute_batch(refuse).unwrap();
     process.asks("a", 2);
     process.memory.flush();

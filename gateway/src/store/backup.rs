@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 use rusqlite::backup::{Backup, StepResult};
 
-use super::database::{self, Which};
 use super::StoreError;
+use super::database::{self, Which};
 
 /// Pages that are copied between two reports.
 const PAGES_AT_ONCE: i32 = 4_096;

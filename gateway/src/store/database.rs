@@ -195,9 +195,7 @@ fn check_format(connection: &Connection, path: &Path) -> Result<(), StoreError> 
     };
     let format = number("PRAGMA user_version")?;
     if number("PRAGMA application_id")? != APPLICATION {
-        return Err(refused(
-            "is a database of another program; name another data_dir".to_owned(),
-        ));
+        return Err(refused("is a database of another program; name another data_dir".to_owned()));
     }
     if format > FORMAT {
         return Err(refused(format!(
@@ -458,8 +456,8 @@ pub(super) fn last_link(connection: &Connection) -> Result<Option<(u64, String)>
 
 /// The stamp of the latest word on a key. Also of a damaged one, which a new word replaces.
 fn stamp(connection: &Connection, table: Table, key: &str) -> Result<Option<Stamp>, StoreError> {
-    let mut find =
-        connection.prepare_cached("SELECT at_ms, by FROM registers WHERE kind = ?1 AND key = ?2")?;
+    let mut find = connection
+        .prepare_cached("SELECT at_ms, by FROM registers WHERE kind = ?1 AND key = ?2")?;
     let found = find.query_row(params![table as u8, key], |row| {
         Ok(Stamp { at_ms: row.get(0)?, by: row.get::<_, String>(1)?.into() })
     });
@@ -517,8 +515,7 @@ pub(super) fn scan_after(
          ORDER BY key LIMIT ?3",
     )?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let found =
-        page.query_map(params![table as u8, after, limit], |row| register(row, table))?;
+    let found = page.query_map(params![table as u8, after, limit], |row| register(row, table))?;
     found.map(|found| sound(found.map_err(|error| readable(error, table))?)).collect()
 }
 

@@ -197,8 +197,7 @@ fn what_is_kept_is_written_in_order_when_the_database_is_free_again() {
     // No further page may be had: what a full disk looks like to the database.
     let full = |full: bool| {
         let connection = store.writer.lock();
-        let pages: i64 =
-            connection.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
+        let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
         let max = if full { pages } else { 1_000_000 };
         connection.query_row(&format!("PRAGMA max_page_count = {max}"), [], |_| Ok(())).unwrap();
     };
@@ -247,7 +246,8 @@ fn the_audit_goes_on_where_it_was_and_the_name_is_kept() {
 #[test]
 fn two_processes_write_one_chain() {
     let directory = TestDirectory::new();
-    let (old, new) = (open(directory.path()), Store::open(directory.path(), Some("b"), KEY).unwrap());
+    let (old, new) =
+        (open(directory.path()), Store::open(directory.path(), Some("b"), KEY).unwrap());
     let heard = Arc::new(Mutex::new(std::collections::HashSet::new()));
     let hears = heard.clone();
     new.on_commit(Box::new(move |committed| {
@@ -258,7 +258,10 @@ fn two_processes_write_one_chain() {
         for store in [&old, &new] {
             scope.spawn(move || {
                 for number in 0..100 {
-                    store.commit(put(&format!("{}-{number}", store.node()), number)).wait().unwrap();
+                    store
+                        .commit(put(&format!("{}-{number}", store.node()), number))
+                        .wait()
+                        .unwrap();
                 }
             });
         }
@@ -421,7 +424,8 @@ fn a_damaged_state_is_refused_whatever_was_damaged() {
         assert!(message.contains("stillgate backup") && !message.contains('\n'), "{message}");
     }
     // The rows of accounts can do without one; a file that is none at all cannot be written.
-    std::fs::write(sound.join("memory.sqlite"), "not a database at all, but quite some text").unwrap();
+    std::fs::write(sound.join("memory.sqlite"), "not a database at all, but quite some text")
+        .unwrap();
     assert!(refused(&sound).contains("memory.sqlite is damaged"), "{}", refused(&sound));
 }
 
@@ -488,7 +492,9 @@ fn a_backup_is_a_store_of_one_moment() {
     assert!(again.contains("is there already; name a directory that is not"), "{again}");
     let none = backup(&directory.path().join("nothing"), &directory.path().join("n"), |_| ());
     assert!(none.unwrap_err().to_string().contains("cannot be read"));
-    assert!(!directory.path().join("n").exists() && !directory.path().join("n.unfinished").exists());
+    assert!(
+        !directory.path().join("n").exists() && !directory.path().join("n.unfinished").exists()
+    );
     let copy = open(&to);
     assert_eq!(value(&copy, "first").as_deref(), Some("1"));
     let entries = chain(&copy);

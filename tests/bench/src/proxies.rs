@@ -183,7 +183,8 @@ impl Stand {
         write_private(&folder.join("account.key"), KEY)?;
         write_private(&folder.join("admin.token"), &admin_token())?;
         let upstream = self.upstream.address;
-        let Settings { name, threads, upstream_lines, limits_lines, store_lines, policy } = settings;
+        let Settings { name, threads, upstream_lines, limits_lines, store_lines, policy } =
+            settings;
         let policy_line = if policy.is_empty() {
             String::new()
         } else {
