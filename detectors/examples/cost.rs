@@ -119,6 +119,7 @@ fn observation(number: usize) -> Observation {
         },
         format: Format::OpenaiChat,
         foreign_marks: 0,
+        indicators: Vec::new(),
         conversation: Conversation {
             model: Some("sample-1".into()),
             turns: vec![Turn {

@@ -204,6 +204,7 @@ impl World {
             http,
             format: Format::OpenaiChat,
             foreign_marks: 0,
+            indicators: Vec::new(),
             conversation: Conversation {
                 model: Some(own.pick(&["one", "two", "three", "four"]).to_owned()),
                 system: Text::new(system),

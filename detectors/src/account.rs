@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::Profile;
 use crate::finding::ramp;
+use crate::indicator::Hit;
 use crate::keyed::{self, Key};
 use crate::network::NetworkKind;
 use crate::seen::{Answered, Seen};
@@ -171,6 +172,8 @@ pub struct Memory {
     pub prompt_chars: Moments,
     /// When somebody suspended it.
     pub suspended: Span,
+    /// Indicators of peers that its exchanges have shown.
+    pub hits: Latest<Hit, 8>,
 }
 
 impl Memory {
@@ -200,6 +203,9 @@ impl Memory {
             prompt_chars: u16::try_from(seen.prompt_chars).unwrap_or(u16::MAX),
             topic: seen.topic(),
         });
+        for (hit, _) in &seen.hits {
+            self.hits.add(hit);
+        }
         if let Some(resolver) = seen.resolver {
             self.resolvers.add(&mark(resolver));
         }
@@ -293,6 +299,7 @@ impl Memory {
             + self.recent.heap_bytes()
             + self.slots.heap_bytes()
             + self.resolvers.heap_bytes()
+            + self.hits.heap_bytes()
     }
 
     /// Share of exchanges from hosting providers, 0..1.
@@ -373,5 +380,6 @@ merge_fields!(Memory {
     prompted,
     history,
     prompt_chars,
-    suspended
+    suspended,
+    hits
 });

@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::account;
 use crate::finding::Finding;
+use crate::indicator::Listed;
 use crate::pivot::Family;
-use crate::seen::{Answered, Seen};
+use crate::seen::{Answered, Learnt, Seen};
 use crate::sketch::Merge;
 use crate::ties::Ties;
 
@@ -64,6 +65,10 @@ pub struct Context<'a> {
     pub ties: &'a Ties,
     /// Accounts on its payment instrument.
     pub card_accounts: f64,
+    /// What peers' indicators say of it.
+    pub listed: &'a Listed,
+    /// Names of those peers.
+    pub learnt: &'a Learnt,
     /// Whether findings carry their evidence.
     pub explain: bool,
 }

@@ -16,6 +16,7 @@ use crate::detector::{Context, Pace};
 use crate::event::{DnsLookup, EnforcementAction, Event, Profile};
 use crate::facts::Facts;
 use crate::fusion;
+use crate::indicator;
 use crate::keyed::{self, Key, KeyedState};
 use crate::list::{LIST, Memories};
 use crate::observation::{AccountId, Observation};
@@ -75,6 +76,9 @@ pub struct Account {
     /// Its key waits among the changes.
     #[serde(skip)]
     changed: bool,
+    /// Its row was taken back, or there is none.
+    #[serde(skip)]
+    restored: bool,
 }
 
 /// A judgement.
@@ -137,6 +141,10 @@ pub struct Engine {
     /// The accounts of each cluster, by their keys: found again from the accounts, so not saved.
     clusters: HashMap<u64, Vec<u64>, KeyedState>,
     changes: Changes,
+    /// Accounts have rows in a store.
+    stored: bool,
+    /// Rows are being taken back.
+    restoring: bool,
 }
 
 impl Engine {
@@ -155,6 +163,8 @@ impl Engine {
             releases: Vec::new(),
             clusters: HashMap::default(),
             changes: Changes::default(),
+            stored: false,
+            restoring: false,
             policy,
         }
     }
@@ -293,6 +303,12 @@ impl Engine {
             self.releases.insert(place, release);
             self.releases.drain(..self.releases.len().saturating_sub(RELEASES_MAX));
         }
+    }
+
+    /// A model's releases are not heeded any more.
+    pub fn forget_release(&mut self, model: &str) {
+        let model = keyed::hash(&self.key, model.as_bytes());
+        self.releases.retain(|(_, released)| *released != model);
     }
 
     /// What this engine remembers. What it has learnt of the server's ServerHellos it learns again.
@@ -442,6 +458,7 @@ impl Engine {
                 }
             }
         }
+        self.learnt.learn_peers(&seen);
         let account = touch(&mut self.accounts, key, id);
         account.note(|memory, memories| {
             memory.note(&seen);
@@ -465,7 +482,8 @@ impl Engine {
             (Family::Frame, some(seen.frames[1])),
             (Family::Resolver, seen.resolver),
         ];
-        for (family, value) in shared {
+        let listed = seen.hits.iter().map(|(hit, _)| (Family::Listed, hit.shared_value()));
+        for (family, value) in shared.into_iter().chain(listed) {
             if let Some(value) = value {
                 self.pivots.add(family, value, key, customer, at_s);
             }
@@ -475,8 +493,7 @@ impl Engine {
     }
 
     fn ties(&self, key: u64, account: &Account) -> Ties {
-        let customers = (self.accounts.len() as f64).max(CUSTOMERS_MIN);
-        ties::ties(key, &account.memory, &self.pivots, &self.muted, customers, |other| {
+        ties::ties(key, &account.memory, &self.pivots, &self.muted, self.customers(), |other| {
             self.accounts.get(other).map(|held| Neighbour {
                 memory: &held.memory,
                 suspended: held.memory.suspended != account::Span::default(),
@@ -484,16 +501,23 @@ impl Engine {
         })
     }
 
+    fn customers(&self) -> f64 {
+        (self.accounts.len() as f64).max(CUSTOMERS_MIN)
+    }
+
     fn judge(&mut self, key: u64, now_ms: u64, explain: bool) -> Option<Decision> {
         let account = self.accounts.get(key)?;
         let ties = self.ties(key, account);
         let card = account.memory.known.payment;
         let card = card.and_then(|payment| self.pivots.crowd(Family::Payment, payment));
+        let listed = indicator::listed(&account.memory, &self.pivots, self.customers(), now_ms);
         let context = Context {
             now_ms,
             account: &account.memory,
             ties: &ties,
             card_accounts: card.map_or(1.0, |crowd| crowd.accounts.count()),
+            listed: &listed,
+            learnt: &self.learnt,
             explain,
         };
         let findings = account.memories.judge(&context, |name| self.policy.enabled(name));
@@ -503,6 +527,8 @@ impl Engine {
         let allowed = self.allowed.iter().any(|id| *id == key || Some(*id) == organisation);
         let suspicion = if allowed { 0.0 } else { fusion::suspicion(&contributions) };
         let cluster = self.cluster(key, account, &ties);
+        // Ties that are still to come back do not speak against a cluster.
+        let cluster = if self.restoring { cluster.or(account.cluster) } else { cluster };
         for edge in ties.edges.iter().filter(|edge| edge.weight >= FIRM) {
             if let Some(other) = self.accounts.get_mut(edge.account) {
                 other.stale |= other.cluster.is_none() || other.held.tier < Tier::Medium;
@@ -630,6 +656,19 @@ mod tests {
     use crate::event::ModelRelease;
 
     #[test]
+    fn a_release_that_is_forgotten_leaves_the_others() {
+        let facts = Arc::new(Facts::builtin().unwrap());
+        let mut engine = Engine::new(Arc::default(), facts, [1; 16]);
+        for (at_ms, model) in [(1, "a"), (2, "b"), (3, "a")] {
+            let release = ModelRelease { at_ms, model: model.into() };
+            engine.observe(&Event::ModelRelease(release));
+        }
+        engine.forget_release("a");
+        let times: Vec<u64> = engine.releases.iter().map(|(at_ms, _)| *at_ms).collect();
+        assert_eq!(times, [2]);
+    }
+
+    #[test]
     fn merged_releases_keep_their_bound() {
         let facts = Arc::new(Facts::builtin().unwrap());
         let mut engines = [0_u64, 1].map(|odd| {
@@ -645,6 +684,8 @@ mod tests {
         mine.merge(theirs);
         assert_eq!(mine.releases.len(), RELEASES_MAX);
         assert_eq!(mine.releases[0].0, RELEASES_MAX as u64, "the oldest go");
+        mine.forget_release(&format!("model-{RELEASES_MAX}"));
+        assert_eq!(mine.releases.len(), RELEASES_MAX - 1);
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub use conversation::{
 pub use event::{
     DnsLookup, DnsTransport, Enforcement, EnforcementAction, Event, ModelRelease, Profile,
 };
+pub use indicator::{IndicatorHit, IndicatorKind};
 pub use network::{Network, NetworkKind};
 pub use observation::{
     AccountId, HeaderField, Http2Capture, HttpCapture, HttpVersion, Observation, OrganisationId,
@@ -38,6 +39,7 @@ pub mod engine;
 pub mod facts;
 pub mod finding;
 pub mod fusion;
+pub mod indicator;
 pub mod keyed;
 pub mod list;
 pub mod pivot;

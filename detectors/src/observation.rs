@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::conversation::{Answer, Conversation, Format};
+use crate::indicator::IndicatorHit;
 use crate::network::Network;
 
 /// Who a credential belongs to: a pseudonym (keyed HMAC of the credential), never the credential.
@@ -181,6 +182,8 @@ pub struct Observation {
     pub conversation: Conversation,
     /// How many others' marks the prompt carries: what was served to them came back from here.
     pub foreign_marks: u32,
+    /// Indicators of peers that the exchange shows.
+    pub indicators: Vec<IndicatorHit>,
     /// What was answered.
     pub answer: Answer,
 }

@@ -43,11 +43,13 @@ pub enum Family {
     Second,
     /// Encrypted resolver (T-DIST-006).
     Resolver,
+    /// Fingerprint or token that a peer listed.
+    Listed,
 }
 
 impl Family {
     /// Every family.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Payment,
         Self::BinBirth,
         Self::Address,
@@ -59,6 +61,7 @@ impl Family {
         Self::Rig,
         Self::Second,
         Self::Resolver,
+        Self::Listed,
     ];
 
     /// Its name in evidence and metrics.
@@ -76,6 +79,7 @@ impl Family {
             Self::Rig => "software and settings",
             Self::Second => "second of arrival",
             Self::Resolver => "resolver",
+            Self::Listed => "listed by a peer",
         }
     }
 }
@@ -94,6 +98,9 @@ pub fn shared_values(memory: &Memory, mut each: impl FnMut(Family, u64, u32)) {
     ];
     for (family, marks) in marks {
         marks.for_each(|mark| each(family, mark.key(), mark.at_s));
+    }
+    for hit in memory.hits.iter() {
+        hit.shared_value().into_iter().for_each(|value| each(Family::Listed, value, hit.at_s()));
     }
     for recent in memory.recent.iter() {
         let at_s = recent.at_s();

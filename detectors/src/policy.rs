@@ -3,8 +3,8 @@
 mod actions;
 
 pub use actions::{
-    Action, Actions, Asked, ByTier, Enforcement, Limit, Rule, Scope, Takedown, Watermarks,
-    WhenLate, Words,
+    Action, Actions, Asked, ByTier, Enforcement, Fleet, Limit, Rule, Scope, Takedown, Watermarks,
+    WhenApart, WhenLate, Words,
 };
 
 use std::collections::BTreeMap;
@@ -37,6 +37,9 @@ pub struct Policy {
     /// What holds for all actions.
     #[serde(default)]
     pub enforcement: Enforcement,
+    /// What holds where several gateways act as one.
+    #[serde(default)]
+    pub fleet: Fleet,
     /// What is done about an account, by its tier. A tier that is not named has its default.
     #[serde(default)]
     pub action: ByTier,
@@ -132,6 +135,7 @@ impl Default for Policy {
             allow: Allow::default(),
             memory: Bounds::default(),
             enforcement: Enforcement::default(),
+            fleet: Fleet::default(),
             action: ByTier::default(),
             rule: Vec::new(),
             limit: actions::limits(),
@@ -240,6 +244,7 @@ impl Policy {
         }
         let inline_ms = self.enforcement.inline_ms_max as f64;
         within("enforcement.inline_ms_max".to_owned(), inline_ms, 1.0, 1_000.0);
+        within("fleet.apart_seconds".to_owned(), self.fleet.apart_seconds, 0.0, 86_400.0);
         let takedown = &self.takedown;
         let least = takedown.member_suspicion_min;
         within("takedown.member_suspicion_min".to_owned(), least, 0.01, 1.0);
@@ -420,6 +425,8 @@ mod tests {
                 &["6: rule 2.action.throttle: there is no limit y"],
             ),
             ("[action.low]\nshadow = [\"watch\"]\n", &["2: unknown variant `watch`"]),
+            ("[fleet]\nwhen_apart = \"wait\"\n", &["2: unknown variant `wait`"]),
+            ("[fleet]\napart_seconds = -1.0\n", &["2: fleet.apart_seconds = -1: allowed is 0"]),
             ("[words]\nverify_url = \"ftp://a\"\n", &["2: words.verify_url = ftp://a: must"]),
         ];
         for (toml, expected) in cases {

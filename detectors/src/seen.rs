@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::client::{ClientReading, ContradictionKind, FamilySet, Ja3sBaseline, PermutationWatch};
 use crate::conversation::{Answer, Conversation, Finish, Role};
 use crate::facts::Facts;
+use crate::indicator::{self, Hit};
 use crate::keyed::{self, Key};
 use crate::network::NetworkKind;
 use crate::observation::{AccountId, Observation, TlsCapture};
@@ -21,6 +22,8 @@ const FRAME_BYTES_MIN: usize = 20;
 const FRAME_BYTES_MAX: usize = 1_024;
 /// Readings that are kept for texts that come again.
 const READINGS: usize = 4_096;
+/// Peers whose names are known.
+const PEERS_MAX: usize = 64;
 /// How much of a system prompt stands for it, in bytes: what a product fills in comes later.
 const SYSTEM_BYTES: usize = 256;
 /// Words of an opening.
@@ -79,6 +82,8 @@ pub struct Seen {
     pub any_release: bool,
     /// How many others' marks the prompt carries.
     pub foreign_marks: u32,
+    /// Indicators of peers that it shows, each with the peer's name.
+    pub hits: Vec<(Hit, Arc<str>)>,
     /// What the prompt's text shows.
     pub text: TextSeen,
     /// What the client shows of itself.
@@ -295,6 +300,25 @@ pub struct Learnt {
     pub ja3s: Ja3sBaseline,
     /// Texts that came lately.
     pub readings: Readings,
+    /// Names of the peers whose indicators were seen, by their hashes, the latest known last.
+    peers: Vec<(u32, Arc<str>)>,
+}
+
+impl Learnt {
+    pub(crate) fn learn_peers(&mut self, seen: &Seen) {
+        for (hit, name) in &seen.hits {
+            if self.peer(hit.source()).is_none() {
+                self.peers.drain(..(self.peers.len() + 1).saturating_sub(PEERS_MAX));
+                self.peers.push((hit.source(), Arc::clone(name)));
+            }
+        }
+    }
+
+    /// A peer's name by its hash, where one of its indicators was seen since the start.
+    #[must_use]
+    pub fn peer(&self, hash: u32) -> Option<&str> {
+        self.peers.iter().find(|(known, _)| *known == hash).map(|(_, name)| &**name)
+    }
 }
 
 impl Seen {
@@ -361,6 +385,7 @@ impl Seen {
             released_h: None,
             any_release: false,
             foreign_marks: observation.foreign_marks,
+            hits: indicator::hits(observation, reading, key),
             text: TextSeen::default(),
             client: ClientSeen::default(),
         }
@@ -392,7 +417,7 @@ pub(crate) fn exchange_key(id: &str, key: &Key) -> u32 {
     short(key, &[id.as_bytes()])
 }
 
-fn subnet(ip: IpAddr, key: &Key) -> u64 {
+pub(crate) fn subnet(ip: IpAddr, key: &Key) -> u64 {
     match ip {
         IpAddr::V4(ip) => keyed::hash(key, &ip.octets()[..3]),
         IpAddr::V6(ip) => keyed::hash(key, &ip.octets()[..6]),

@@ -16,7 +16,9 @@ pub mod marker;
 mod words;
 pub mod zero_width;
 
-pub use attribution::{Candidate, Evidence, Report, Verdict};
+pub use attribution::{
+    AccountFrames, Candidate, Evidence, Report, SubjectCanaries, SubjectVotes, Verdict,
+};
 pub use canary::{CanarySearch, Kind, canary};
 pub use guard::{FenceTracker, Reason, may_mark};
 pub use keys::{MasterKey, epoch};

@@ -12,7 +12,8 @@ use corpus::numbers::Numbers;
 use corpus::{END_MS, Label};
 use detectors::engine::{AccountRow, Contribution, Engine};
 use detectors::facts::Facts;
-use detectors::{AccountId, Event};
+use detectors::tier::Tier;
+use detectors::{AccountId, Event, IndicatorHit, IndicatorKind};
 
 const GATEWAYS: usize = 3;
 /// So few that no account's exchanges outrun what is remembered of them between two rounds.
@@ -42,7 +43,18 @@ static EVENTS: LazyLock<Vec<Event>> = LazyLock::new(|| {
         Event::Enforcement(enforcement) => keeps(&enforcement.account),
         Event::Dns(_) | Event::ModelRelease(_) => true,
     };
-    corpus.events.iter().filter(|event| keep(event)).cloned().collect()
+    // Every fifth exchange shows what a peer has listed.
+    let listed = |(at, mut event): (usize, Event)| {
+        if let Event::Exchange(observation) = &mut event
+            && at % 5 == 0
+        {
+            let hit = |kind| IndicatorHit { kind, source: "peer".into(), weight: 0.9 };
+            observation.indicators =
+                [IndicatorKind::Address, IndicatorKind::Token].map(hit).to_vec();
+        }
+        event
+    };
+    corpus.events.iter().filter(|event| keep(event)).cloned().enumerate().map(listed).collect()
 });
 
 fn engine() -> Engine {
@@ -379,4 +391,49 @@ fn what_others_have_seen_is_not_told_as_ones_own() {
     let account = seen.account(&id).expect("it is held");
     assert_eq!(account.memory.requests, all.memory.requests);
     assert_eq!(account.memory.suspended.last_ms, END_MS);
+}
+
+#[test]
+fn what_is_not_whole_is_neither_stored_nor_told() {
+    let all = told(&EVENTS);
+    let id = ids(&all).into_iter().next().expect("an account");
+    let of_it = |event: &&Event| matches!(event, Event::Exchange(seen) if seen.account.as_ref() == Some(&id));
+    let seen: Vec<&Event> = EVENTS.iter().filter(of_it).collect();
+    let (before, after) = seen.split_at(seen.len() / 2);
+    let mut first = engine();
+    before.iter().for_each(|event| drop(first.observe(event)));
+    let row = first.row(&id).expect("it was seen");
+
+    let mut again = engine();
+    again.set_stored(true);
+    again.set_tracking(true);
+    again.hold(&id, row.held.tier, row.held.suspicion, row.held.at_ms, None);
+    after.iter().for_each(|event| drop(again.observe(event)));
+    assert!(!again.is_restored(&id));
+    assert_eq!((again.row(&id), again.contribution(&id)), (None, None));
+    assert_eq!(again.take_changed(9), []);
+    again.adopt(row.clone());
+    let whole = again.row(&id).expect("it is whole");
+    let mut on = engine();
+    seen.iter().for_each(|event| drop(on.observe(event)));
+    assert_eq!(whole.memory, on.row(&id).expect("it was seen").memory);
+    again.adopt(row);
+    assert_eq!(again.row(&id).map(|row| row.memory), Some(whole.memory), "taken back once");
+    assert_eq!(again.take_changed(9), std::slice::from_ref(&id));
+
+    let fresh = AccountId::new("fresh");
+    again.nothing_stored(&fresh);
+    assert!(again.is_restored(&fresh));
+}
+
+#[test]
+fn nobody_leaves_a_cluster_while_rows_are_taken_back() {
+    for restoring in [true, false] {
+        let mut engine = engine();
+        let id = AccountId::new("alone");
+        engine.set_restoring(restoring);
+        engine.hold(&id, Tier::High, 0.8, END_MS, Some(7));
+        let decision = engine.judge_now(&id, END_MS + 1).expect("it is held");
+        assert_eq!((decision.tier, decision.cluster), (Tier::High, restoring.then_some(7)));
+    }
 }

@@ -13,6 +13,7 @@ use detectors::account;
 use detectors::detector::Pace;
 use detectors::engine::{AccountRow, Contribution, Decision, Engine};
 use detectors::facts::Facts;
+use detectors::indicator::Hit;
 use detectors::list::{LIST, Memories};
 use detectors::policy::Policy;
 use detectors::seen::{Answered, ClientSeen, Seen, TextSeen};
@@ -23,8 +24,8 @@ use detectors::tier::{Held, Tier};
 use detectors::{
     AccountId, Answer, Conversation, DnsLookup, DnsTransport, Enforcement, EnforcementAction,
     Event, FamilySet, Finish, Format, HeaderField, Http2Capture, HttpCapture, HttpVersion,
-    ModelRelease, Network, NetworkKind, Observation, OrganisationId, Profile, Role, Sampling, Text,
-    TlsCapture, Turn, Usage,
+    IndicatorHit, IndicatorKind, ModelRelease, Network, NetworkKind, Observation, OrganisationId,
+    Profile, Role, Sampling, Text, TlsCapture, Turn, Usage,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -504,6 +505,24 @@ fn conversation() -> impl Strategy<Value = Conversation> {
     )
 }
 
+fn indicators() -> impl Strategy<Value = Vec<IndicatorHit>> {
+    let kind = prop_oneof![
+        Just(IndicatorKind::Subnet),
+        Just(IndicatorKind::Ja3s),
+        Just(IndicatorKind::Ja4),
+        Just(IndicatorKind::Http2),
+        Just(IndicatorKind::Payment),
+        Just(IndicatorKind::Token),
+        Just(IndicatorKind::Account)
+    ];
+    let hit = (kind, text(), real()).prop_map(|(kind, source, weight)| IndicatorHit {
+        kind,
+        source: source.into(),
+        weight,
+    });
+    proptest::collection::vec(hit, 0..20)
+}
+
 fn observation(most_ms: u64) -> impl Strategy<Value = Observation> {
     let kind = prop_oneof![
         Just(NetworkKind::Unlisted),
@@ -514,10 +533,10 @@ fn observation(most_ms: u64) -> impl Strategy<Value = Observation> {
     ];
     let who = (text(), time(most_ms), proptest::option::of(whose()), address(), any::<u32>(), kind);
     let usage = proptest::option::of((number(), number()));
-    let answer = (any::<u16>(), usage, number(), number());
+    let answer = (any::<u16>(), usage, number(), number(), indicators());
     (who, proptest::option::of(tls()), http(), conversation(), answer).prop_map(
         |((id, at_ms, account, ip, asn, kind), tls, http, conversation, answer)| {
-            let (status, usage, duration_ms, refusal_chars) = answer;
+            let (status, usage, duration_ms, refusal_chars, indicators) = answer;
             Observation {
                 id,
                 at_ms,
@@ -530,6 +549,7 @@ fn observation(most_ms: u64) -> impl Strategy<Value = Observation> {
                 http,
                 format: Format::Unknown,
                 foreign_marks: 0,
+                indicators,
                 conversation,
                 answer: Answer {
                     status,
@@ -689,6 +709,15 @@ fn seen(frames: u64) -> impl Strategy<Value = Seen> {
                 settings: keys[8] as u32,
                 system: maybe(7),
                 resolver: maybe(9),
+                hits: maybe(5).map_or_else(Vec::new, |key| {
+                    let kind =
+                        [IndicatorKind::Address, IndicatorKind::Token][usize::from(flags[2])];
+                    let at_s = (near_ms / 9) as u32;
+                    vec![(
+                        Hit::new(kind, key, keys[6] as u32, at_s, f64::from(margin)),
+                        "peer".into(),
+                    )]
+                }),
                 prompt_chars: length,
                 history: flags[4],
                 tool_turn: flags[5],

@@ -295,6 +295,7 @@ fn observation(number: usize) -> Observation {
         },
         format: Format::OpenaiChat,
         foreign_marks: 0,
+        indicators: Vec::new(),
         conversation: Conversation {
             model: Some("still-1".into()),
             turns: vec![Turn {

@@ -1,49 +1,77 @@
 //! The operators' endpoint: health, metrics, exchanges, accounts and what is done about them.
 //!
 //! `GET /healthz` and `GET /readyz` are for load balancers and say nothing worth hiding. All else
-//! needs `Authorization: Bearer` with the token of the configuration; where the address is not
-//! loopback the configuration refuses a weak token. The server is bounded like the proxy itself:
-//! so many connections, so long for a request head, so many body bytes, so long in all. Someone
-//! who can reach the port can therefore not hold the process's memory or descriptors.
+//! needs `Authorization: Bearer` with a token of the configuration whose role suffices
+//! ([`access`]); where the address is not loopback the configuration refuses weak tokens. Every
+//! operation is described in the OpenAPI document, at `GET /openapi.json`, which is also where the
+//! role that it needs is read from. Every change needs a reason, and is durable and in the audit
+//! before it is acknowledged.
+//!
+//! The server is bounded like the proxy itself: so many connections, so long for a request head, so
+//! many body bytes, so long in all. Someone who can reach the port can therefore not hold the
+//! process's memory or descriptors. What streams for long has its time from each piece that moves.
 
+mod access;
 mod accounts;
+mod answer;
+mod audit;
 mod body;
 mod clusters;
+mod connection;
+mod document;
+mod iocs;
+mod marks;
+mod models;
 mod policy;
+mod profiles;
+mod review;
+mod schema;
 
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use axum::Router;
-use axum::extract::{RawQuery, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post, put};
+use axum::{Json, Router};
+use bytes::Bytes;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use pingora_core::apps::ServerApp;
+use pingora_core::listeners::tls::Acceptor;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
-use serde_json::json;
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Semaphore, watch};
-use tokio::time::timeout;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{sleep_until, timeout};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use crate::config::Secret;
+use self::access::{Caller, Gate, authorise};
+use self::answer::{Answer, Refused};
+use self::body::{Params, Sent};
+use self::connection::Connection;
+use self::document::Document;
+use crate::audit::Said;
+use crate::capture::tee::Tee;
+use crate::config::AdminToken;
 use crate::enforce::Enforcer;
-use crate::exchanges::ExchangeLog;
+use crate::exchanges::{Exchange, ExchangeLog};
 use crate::limits::{
-    ADMIN_BODY_BYTES_MAX, ADMIN_CONNECTION_TIMEOUT, ADMIN_CONNECTIONS_MAX, ADMIN_EXCHANGES_MAX,
-    ADMIN_HEADER_BYTES_MAX, ADMIN_HEADER_TIMEOUT,
+    ADMIN_CONNECTIONS_MAX, ADMIN_HEADER_BYTES_MAX, ADMIN_HEADER_TIMEOUT, ADMIN_LIST_MAX,
+    ADMIN_STREAMS_MAX,
 };
+use crate::listener::peer_address;
 use crate::metrics::Metrics;
 
-/// Exchanges in an answer where the request does not say.
-const EXCHANGES_DEFAULT: usize = 50;
+/// Things in an answer where the request does not say.
+const LIST_DEFAULT: usize = 50;
 
 /// What the endpoint shows.
 #[derive(Clone)]
@@ -52,8 +80,12 @@ pub struct AdminState {
     exchanges: Arc<ExchangeLog>,
     enforcer: Arc<Enforcer>,
     readiness: Arc<dyn Fn() -> Readiness + Send + Sync>,
-    /// SHA-256 of the token: equal in length whatever the token's.
-    token_digest: [u8; 32],
+    gate: Arc<Gate>,
+    document: Arc<str>,
+    /// Key of the hashes of payment instruments.
+    payment_key: [u8; 32],
+    streams: Arc<Semaphore>,
+    verifying: Arc<Semaphore>,
 }
 
 impl AdminState {
@@ -62,11 +94,30 @@ impl AdminState {
         metrics: Arc<Metrics>,
         exchanges: Arc<ExchangeLog>,
         enforcer: Arc<Enforcer>,
-        token: &Secret,
+        tokens: &[AdminToken],
+        payment_key: [u8; 32],
         readiness: impl Fn() -> Readiness + Send + Sync + 'static,
     ) -> Self {
-        let token_digest = Sha256::digest(token.expose()).into();
-        Self { metrics, exchanges, enforcer, readiness: Arc::new(readiness), token_digest }
+        let Document { json, needed } = Document::of(&operations().into_openapi());
+        Self {
+            gate: Arc::new(Gate::new(tokens, needed, metrics.clone())),
+            metrics,
+            exchanges,
+            enforcer,
+            readiness: Arc::new(readiness),
+            document: json.into(),
+            payment_key,
+            streams: Arc::new(Semaphore::new(ADMIN_STREAMS_MAX)),
+            verifying: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// A place for an answer or a body that streams for long.
+    fn stream(&self) -> Result<OwnedSemaphorePermit, Refused> {
+        self.streams.clone().try_acquire_owned().map_err(|_| {
+            self.metrics.admin_refused.with_label_values(&["busy"]).inc();
+            Refused::busy("as many streams are open as may be, come again later")
+        })
     }
 }
 
@@ -98,35 +149,85 @@ impl Readiness {
     }
 }
 
+/// Why something is to be done.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Why {
+    /// Why; the audit tells it.
+    #[schema(
+        min_length = 1,
+        max_length = 500,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"
+    )]
+    reason: String,
+    /// Who, beside the token's name.
+    #[schema(
+        min_length = 1,
+        max_length = 64,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"
+    )]
+    operator: Option<String>,
+}
+
+impl Sent for Why {
+    const SHAPE: &'static str = "an object with reason, and if wanted operator";
+}
+
+impl Why {
+    fn said(&self, caller: &Caller) -> Result<Said, Refused> {
+        body::said(caller, &self.reason, self.operator.as_deref())
+    }
+}
+
+/// Every operation with what the document says of it. An operation's `security` names the role that
+/// it needs: peer to exchange bundles of indicators, viewer to look, operator to decide, admin to
+/// change the gateway itself.
+fn operations() -> OpenApiRouter<AdminState> {
+    OpenApiRouter::new()
+        .routes(routes!(openapi))
+        .routes(routes!(metrics))
+        .routes(routes!(exchanges))
+        .routes(routes!(accounts::list))
+        .routes(routes!(accounts::show))
+        .routes(routes!(accounts::overrides))
+        .routes(routes!(accounts::get_override, accounts::set_override, accounts::remove_override))
+        .routes(routes!(profiles::set_many))
+        .routes(routes!(profiles::show, profiles::set))
+        .routes(routes!(review::list))
+        .routes(routes!(review::take))
+        .routes(routes!(review::decide))
+        .routes(routes!(clusters::list))
+        .routes(routes!(clusters::show))
+        .routes(routes!(clusters::takedown, clusters::take_down, clusters::undo))
+        .routes(routes!(marks::list))
+        .routes(routes!(marks::verify))
+        .routes(routes!(models::list))
+        .routes(routes!(models::show, models::set, models::remove))
+        .routes(routes!(iocs::list))
+        .routes(routes!(iocs::export))
+        .routes(routes!(iocs::import))
+        .routes(routes!(iocs::import_stix))
+        .routes(routes!(iocs::revoke))
+        .routes(routes!(policy::show))
+        .routes(routes!(policy::validate))
+        .routes(routes!(policy::reload))
+        .routes(routes!(policy::roll_back))
+        .routes(routes!(audit::query))
+        .routes(routes!(audit::export))
+        .routes(routes!(audit::events))
+}
+
 /// The endpoint's routes.
 pub fn router(state: AdminState) -> Router {
-    let guarded = Router::new()
-        .route("/metrics", get(metrics))
-        .route("/v1/exchanges", get(exchanges))
-        .route("/v1/accounts/{account}", get(accounts::show))
-        .route(
-            "/v1/accounts/{account}/override",
-            put(accounts::set_override).delete(accounts::remove_override),
-        )
-        .route("/v1/review", get(accounts::reviews))
-        .route("/v1/review/{account}", delete(accounts::reviewed))
-        .route("/v1/clusters", get(clusters::list))
-        .route(
-            "/v1/clusters/{cluster}/takedown",
-            get(clusters::show).post(clusters::take_down).delete(clusters::undo),
-        )
-        .route("/v1/marks", get(clusters::marks))
-        .route("/v1/policy", get(policy::show))
-        .route("/v1/policy/reload", post(policy::reload))
-        .route("/v1/policy/rollback", post(policy::roll_back))
-        .route_layer(middleware::from_fn_with_state(state.clone(), authorise));
+    let (guarded, _) = operations().split_for_parts();
+    let guarded = guarded.route_layer(middleware::from_fn_with_state(state.clone(), authorise));
     Router::new()
-        .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(readyz))
+        .route("/healthz", axum::routing::get(async || "ok\n"))
+        .route("/readyz", axum::routing::get(readyz))
         .merge(guarded)
-        .fallback(async || error(StatusCode::NOT_FOUND, "no such path"))
+        .fallback(async || Refused::not_found("no such path"))
         .method_not_allowed_fallback(async || {
-            error(StatusCode::METHOD_NOT_ALLOWED, "this path does not answer that method")
+            Refused::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not answer that method")
         })
         .layer(middleware::from_fn(bound_and_protect))
         .with_state(state)
@@ -136,46 +237,85 @@ pub fn router(state: AdminState) -> Router {
 /// socket over like any other.
 pub struct AdminApp {
     router: Router,
+    acceptor: Option<Acceptor>,
     places: Arc<Semaphore>,
 }
 
 impl AdminApp {
-    /// The endpoint over `state`.
+    /// The endpoint over `state`; `tls` is its server configuration, if it speaks TLS.
     #[must_use]
-    pub fn new(state: AdminState) -> Self {
+    pub fn new(state: AdminState, tls: Option<Arc<rustls::ServerConfig>>) -> Self {
         let places = Arc::new(Semaphore::new(ADMIN_CONNECTIONS_MAX));
-        Self { router: router(state), places }
+        let acceptor = tls.map(|tls| {
+            // HTTP/1.1 is all that is spoken here.
+            let mut tls = Arc::unwrap_or_clone(tls);
+            tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+            Acceptor::from_server_config(Arc::new(tls))
+        });
+        Self { router: router(state), acceptor, places }
     }
 
     /// Serves one connection; beyond [`ADMIN_CONNECTIONS_MAX`] it is closed unread.
-    async fn serve<S>(&self, stream: S, mut ended: watch::Receiver<bool>)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    async fn accept(&self, stream: Stream, ended: watch::Receiver<bool>) {
         let Ok(_place) = self.places.try_acquire() else {
             log::warn!("admin: connection refused, {ADMIN_CONNECTIONS_MAX} are open");
             return;
         };
-        let service = TowerToHyperService::new(self.router.clone());
+        let peer = peer_address(&stream).map(|peer| peer.ip());
+        let Some(acceptor) = &self.acceptor else {
+            self.serve(stream, peer, ended).await;
+            return;
+        };
+        match timeout(
+            ADMIN_HEADER_TIMEOUT,
+            acceptor.tls_handshake(Tee::plain(stream, Bytes::new())),
+        )
+        .await
+        {
+            Ok(Ok(stream)) => self.serve(stream, peer, ended).await,
+            // Its text may quote what was sent.
+            Ok(Err(_)) => log::debug!("admin: TLS handshake failed"),
+            Err(_) => log::debug!("admin: TLS handshake took too long"),
+        }
+    }
+
+    async fn serve<S>(&self, stream: S, peer: Option<IpAddr>, mut ended: watch::Receiver<bool>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let open = Connection::new(peer, ended.clone());
+        let seen = open.clone();
+        let router = TowerToHyperService::new(self.router.clone());
+        let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+            request.extensions_mut().insert(seen.clone());
+            router.call(request)
+        });
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder
             .timer(TokioTimer::new())
             .header_read_timeout(ADMIN_HEADER_TIMEOUT)
             .max_buf_size(ADMIN_HEADER_BYTES_MAX);
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let served = timeout(ADMIN_CONNECTION_TIMEOUT, async {
+        let mut ending = false;
+        let served = loop {
+            let until = open.until();
             tokio::select! {
-                served = connection.as_mut() => return served,
+                served = connection.as_mut() => break served,
                 // An error means that the server is gone, which is an end as well.
-                _ = ended.wait_for(|ended| *ended) => {}
+                _ = ended.wait_for(|ended| *ended), if !ending => {
+                    ending = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = sleep_until(until) => {
+                    if open.until() <= until {
+                        log::debug!("admin: connection ended: it lasted too long");
+                        return;
+                    }
+                }
             }
-            connection.as_mut().graceful_shutdown();
-            connection.as_mut().await
-        });
-        match served.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => log::debug!("admin: connection ended: {error}"),
-            Err(_) => log::debug!("admin: connection ended: it lasted too long"),
+        };
+        if let Err(error) = served {
+            log::debug!("admin: connection ended: {error}");
         }
     }
 }
@@ -187,7 +327,7 @@ impl ServerApp for AdminApp {
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        self.serve(stream, shutdown.clone()).await;
+        self.accept(stream, shutdown.clone()).await;
         None
     }
 }
@@ -195,72 +335,65 @@ impl ServerApp for AdminApp {
 async fn readyz(State(state): State<AdminState>) -> Response {
     match (state.readiness)().reason() {
         None => "ready\n".into_response(),
-        Some(reason) => error(StatusCode::SERVICE_UNAVAILABLE, &reason),
+        Some(reason) => Refused::new(StatusCode::SERVICE_UNAVAILABLE, reason).into_response(),
     }
 }
 
+/// This document.
+#[utoipa::path(get, path = "/openapi.json", tag = "operation",
+    responses((status = 200, body = Object, content_type = "application/json")),
+    security(("token" = ["viewer"])))]
+async fn openapi(State(state): State<AdminState>, asked: Params) -> Result<Response, Refused> {
+    asked.finish()?;
+    let content_type = [(header::CONTENT_TYPE, "application/json")];
+    Ok((content_type, state.document.to_string()).into_response())
+}
+
+/// Metrics for Prometheus.
+#[utoipa::path(get, path = "/metrics", tag = "operation",
+    responses((status = 200, body = String, content_type = "text/plain")),
+    security(("token" = ["viewer"])))]
 async fn metrics(State(state): State<AdminState>) -> Response {
     // Asking brings the gauges of healthy members up to date.
     let _ = (state.readiness)();
+    let open = ADMIN_STREAMS_MAX.saturating_sub(state.streams.available_permits());
+    state.metrics.admin_streams.set(i64::try_from(open).unwrap_or(i64::MAX));
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (content_type, state.metrics.render()).into_response()
 }
 
-async fn exchanges(State(state): State<AdminState>, RawQuery(query): RawQuery) -> Response {
-    match exchange_limit(query.as_deref().unwrap_or_default()) {
-        Ok(limit) => {
-            axum::Json(json!({ "exchanges": state.exchanges.latest(limit) })).into_response()
-        }
-        Err(message) => error(StatusCode::BAD_REQUEST, &message),
-    }
+/// Exchanges, the newest first.
+#[derive(Serialize, ToSchema)]
+struct Exchanges {
+    #[schema(value_type = Vec<Object>)]
+    exchanges: Vec<Arc<Exchange>>,
 }
 
-/// Reads `limit=N`. Anything else is an error, so that a misspelt parameter is not ignored.
-fn exchange_limit(query: &str) -> Result<usize, String> {
-    let mut limit = None;
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let value = match pair.split_once('=') {
-            Some(("limit", value)) if limit.is_none() => value,
-            Some(("limit", _)) => return Err("limit is given twice".to_owned()),
-            _ => return Err("the only parameter here is limit".to_owned()),
-        };
-        // `parse` would take a sign as well.
-        let digits = value.bytes().all(|byte| byte.is_ascii_digit());
-        let number = value.parse().ok().filter(|limit| (1..=ADMIN_EXCHANGES_MAX).contains(limit));
-        if !digits || number.is_none() {
-            return Err(format!("limit must be a number from 1 to {ADMIN_EXCHANGES_MAX}"));
-        }
-        limit = number;
-    }
-    Ok(limit.unwrap_or(EXCHANGES_DEFAULT))
+/// The latest exchanges, with marks in the place of their texts.
+#[utoipa::path(get, path = "/v1/exchanges", tag = "operation", params(schema::LimitQuery),
+    responses((status = 200, body = Exchanges)), security(("token" = ["viewer"])))]
+async fn exchanges(State(state): State<AdminState>, mut asked: Params) -> Answer<Exchanges> {
+    let limit = asked.limit(LIST_DEFAULT, ADMIN_LIST_MAX)?;
+    asked.finish()?;
+    Ok(Json(Exchanges { exchanges: state.exchanges.latest(limit) }))
 }
 
-async fn authorise(State(state): State<AdminState>, request: Request, next: Next) -> Response {
-    if is_authorised(request.headers(), &state.token_digest) {
-        return next.run(request).await;
-    }
-    let mut response =
-        error(StatusCode::UNAUTHORIZED, "send the admin token as `Authorization: Bearer …`");
-    let challenge = HeaderValue::from_static("Bearer realm=\"stillgate admin\"");
-    response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
-    response
-}
-
-/// Compares digests: the time taken tells neither how much of a guess was right nor its length.
-fn is_authorised(headers: &HeaderMap, token_digest: &[u8; 32]) -> bool {
-    let mut values = headers.get_all(header::AUTHORIZATION).iter();
-    let (Some(value), None) = (values.next(), values.next()) else { return false };
-    let Some((scheme, token)) = value.as_bytes().split_first_chunk::<7>() else { return false };
-    let digest: [u8; 32] = Sha256::digest(token).into();
-    scheme.eq_ignore_ascii_case(b"Bearer ") && bool::from(digest.ct_eq(token_digest))
+/// Runs what reads files, the store or the engine where it holds up nobody else.
+async fn blocking<T: Send + 'static>(
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refused> {
+    tokio::task::spawn_blocking(run)
+        .await
+        .map_err(|_| Refused::busy("that did not finish; see the log"))
 }
 
 /// Refuses a body beyond the bound, and keeps answers out of caches.
 async fn bound_and_protect(request: Request, next: Next) -> Response {
     let length = request.headers().get(header::CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    let mut response = if length.is_some_and(|length| length > ADMIN_BODY_BYTES_MAX) {
-        error(StatusCode::PAYLOAD_TOO_LARGE, "the request body is too large")
+    let bytes_max = body::bytes_max(request.uri().path());
+    let mut response = if length.is_some_and(|length| length > bytes_max) {
+        body::too_large().into_response()
     } else {
         // A body of unknown length is bounded where it is read.
         next.run(request).await
@@ -271,30 +404,44 @@ async fn bound_and_protect(request: Request, next: Next) -> Response {
     response
 }
 
-fn error(status: StatusCode, message: &str) -> Response {
-    (status, axum::Json(json!({ "error": { "message": message } }))).into_response()
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
     use std::time::{Duration, Instant};
 
     use detectors::{
-        Answer, Conversation, Format, HttpCapture, HttpVersion, Observation, Role, Text, Turn,
+        Answer, Conversation, Format, HttpCapture, HttpVersion, Observation, Text, Turn,
     };
     use parking_lot::Mutex;
-    use serde_json::Value;
+    use pingora_core::protocols::l4::stream::Stream as L4Stream;
+    use serde_json::{Value, json};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
     use tokio::time::sleep;
 
     use super::*;
+    use crate::config::file::tests::TestDirectory;
+    use crate::config::{ListenerTls, Role, Secret};
     use crate::enforce::marks;
     use crate::exchanges::TextKey;
+    use crate::listener::tls::tests::{BOTH, client as client_config};
+    use crate::listener::tls::{CertificateStore, server_config};
 
     const TOKEN: &str = "a-token-of-some-length";
     const SECRET: &str = "marmalade-heliograph-7731";
+    const WHY: &str = r#"{"reason": "told so by the test"}"#;
+
+    fn tokens() -> [AdminToken; 4] {
+        let token = |role: Role| {
+            let secret = Secret::new(token_of(role));
+            AdminToken { name: role.name().to_owned(), role, secret }
+        };
+        Role::ALL.map(token)
+    }
+
+    fn token_of(role: Role) -> String {
+        if role == Role::Admin { TOKEN.to_owned() } else { format!("{TOKEN}-{}", role.name()) }
+    }
 
     struct Endpoint {
         address: SocketAddr,
@@ -305,6 +452,10 @@ mod tests {
     }
 
     async fn start() -> Endpoint {
+        start_with(None).await
+    }
+
+    async fn start_with(tls: Option<Arc<rustls::ServerConfig>>) -> Endpoint {
         let metrics = Arc::new(Metrics::new().unwrap());
         let exchanges =
             Arc::new(ExchangeLog::new(2000, TextKey::new(b"key"), Arc::clone(&metrics)));
@@ -315,24 +466,28 @@ mod tests {
         let marks = marks::Marks::new(marks::master_key(b"key").unwrap()).unwrap();
         let (judge, metrics_too) = (Arc::new(judge), Arc::clone(&metrics));
         let store = crate::store::Store::in_memory("test").unwrap();
+        let indicators = crate::ioc::Exchange::new(None, store.clone(), metrics.clone()).unwrap();
         let enforcer = Enforcer::new(Arc::default(), judge, [1; 16], marks, store, metrics_too);
         let enforcer = Arc::new(enforcer);
+        enforcer.look_up_in(indicators);
         enforcer.start().unwrap();
         let state = AdminState::new(
             metrics,
             Arc::clone(&exchanges),
             Arc::clone(&enforcer),
-            &Secret::new(TOKEN),
+            &tokens(),
+            [7; 32],
             move || asked.lock().clone(),
         );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (end, ended) = watch::channel(false);
-        let app = Arc::new(AdminApp::new(state));
+        let app = Arc::new(AdminApp::new(state, tls));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (app, ended) = (app.clone(), ended.clone());
-                tokio::spawn(async move { app.serve(stream, ended).await });
+                let stream = Box::new(L4Stream::from(stream));
+                tokio::spawn(async move { app.accept(stream, ended).await });
             }
         });
         Endpoint { address, exchanges, enforcer, readiness, end }
@@ -357,9 +512,10 @@ mod tests {
             },
             format: Format::AnthropicMessages,
             foreign_marks: 0,
+            indicators: Vec::new(),
             conversation: Conversation {
                 turns: vec![Turn {
-                    role: Role::User,
+                    role: detectors::Role::User,
                     text: Text::new(SECRET),
                     tool_calls: vec![],
                     attachments: 0,
@@ -480,7 +636,7 @@ mod tests {
             ("GET /v1/exchanges?limit=", 400, "1 to 1000"),
             ("GET /v1/exchanges?limit=99999999999999999999999", 400, "1 to 1000"),
             ("GET /v1/exchanges?limit=1&limit=2", 400, "twice"),
-            ("GET /v1/exchanges?count=1", 400, "limit"),
+            ("GET /v1/exchanges?count=1", 400, "parameter"),
             ("GET /v1/exchanges?limit", 400, "limit"),
             ("GET /v1/nothing", 404, "path"),
             ("GET /", 404, "path"),
@@ -488,10 +644,17 @@ mod tests {
             ("DELETE /v1/exchanges", 405, "method"),
             ("GET /v1/policy/reload", 405, "method"),
             ("GET /v1/accounts/nobody", 404, "account"),
-            ("DELETE /v1/accounts/nobody/override", 404, "override"),
-            ("DELETE /v1/review/nobody", 404, "queue"),
+            ("DELETE /v1/accounts/nobody/override", 400, "reason"),
+            ("DELETE /v1/accounts/nobody/override?reason=x", 404, "override"),
+            ("GET /v1/review/nobody/take", 405, "method"),
+            ("GET /v1/accounts?tier=severe", 400, "none, low"),
+            ("GET /v1/clusters/1", 400, "16 hex digits"),
+            ("GET /v1/models/none", 404, "model"),
+            ("GET /v1/audit?act=sung", 400, "act"),
+            ("GET /v1/events?after=9", 409, "begin again"),
+            ("GET /v1/accounts/%ff", 400, "UTF-8"),
             ("GET /v1/clusters/0000000000000001/takedown", 404, "takedown"),
-            ("DELETE /v1/clusters/0000000000000001/takedown", 404, "takedown"),
+            ("DELETE /v1/clusters/0000000000000001/takedown?reason=x", 404, "takedown"),
             ("GET /v1/review?limit=0", 400, "1 to 1000"),
         ] {
             let authorization = format!("authorization: Bearer {TOKEN}");
@@ -529,21 +692,24 @@ mod tests {
         let shown: Value = serde_json::from_str(&body).unwrap();
         assert_eq!((&shown["tier"], &shown["judged_tier"]), (&"high".into(), &"none".into()));
         assert_eq!(shown["override"]["reason"], "seen on a forum");
-        let (status, _, _) = send_json(endpoint.address, &format!("DELETE {path}"), "").await;
+        let remove = format!("DELETE {path}?reason=a%20mistake");
+        let (status, _, _) = send_json(endpoint.address, &remove, "").await;
         assert_eq!(status, 200);
         let (status, _, body) = get(endpoint.address, "/v1/accounts/acct-1").await;
         let shown: Value = serde_json::from_str(&body).unwrap();
         assert_eq!((status, &shown["tier"]), (200, &"none".into()));
         for (wrong, part) in [
             ("", "JSON"),
-            ("[]", "JSON"),
+            ("[]", "an object"),
             ("{}", "tier"),
-            (r#"{"tier": "severe", "reason": "x"}"#, "expected one of `none`, `low`"),
+            (r#"{"tier": "severe", "reason": "x"}"#, "tier (none, low"),
             (r#"{"tier": "low"}"#, "reason"),
             (r#"{"tier": "low", "reason": " "}"#, "reason"),
             (r#"{"tier": "low", "reason": "x", "ttl": 5}"#, "ttl_seconds"),
             (r#"{"tier": "low", "reason": "x", "ttl_seconds": 0}"#, "ttl_seconds"),
-            (r#"{"tier": "low", "reason": "x", "ttl_seconds": -1}"#, "`-1`"),
+            (r#"{"tier": "low", "reason": "x", "ttl_seconds": -1}"#, "ttl_seconds"),
+            (r#"{"tier": "low", "reason": "a\u0007"}"#, "control characters"),
+            (r#"{"tier": "low", "reason": "x", "operator": ""}"#, "operator"),
         ] {
             let (status, _, body) =
                 send_json(endpoint.address, &format!("PUT {path}"), wrong).await;
@@ -580,16 +746,17 @@ mod tests {
         assert_eq!(status, 200);
         assert_eq!(shown["versions"][0]["in_force"], true);
         assert_eq!(shown["policy"]["tiers"]["medium"], 0.52);
-        let (status, _, body) = send_json(endpoint.address, "POST /v1/policy/reload", "").await;
+        let (status, _, body) = send_json(endpoint.address, "POST /v1/policy/reload", WHY).await;
         assert_eq!((status, message(&body).contains("no policy file")), (409, true), "{body}");
-        let (status, _, body) = send_json(endpoint.address, "POST /v1/policy/rollback", "").await;
-        assert_eq!((status, message(&body).contains("no earlier")), (409, true), "{body}");
+        let (status, _, body) = send_json(endpoint.address, "POST /v1/policy/rollback", WHY).await;
+        assert_eq!((status, message(&body).contains("no such earlier")), (409, true), "{body}");
     }
 
     #[tokio::test]
     async fn requests_are_bounded() {
         let endpoint = start().await;
-        let long = format!("GET /healthz HTTP/1.1\r\ncontent-length: {}", ADMIN_BODY_BYTES_MAX + 1);
+        let beyond = crate::limits::ADMIN_BODY_BYTES_MAX + 1;
+        let long = format!("GET /healthz HTTP/1.1\r\ncontent-length: {beyond}");
         assert_eq!(send(endpoint.address, &long).await.0, 413);
         let wide = format!("GET /healthz HTTP/1.1\r\nx: {}", "y".repeat(ADMIN_HEADER_BYTES_MAX));
         assert_eq!(send(endpoint.address, &wide).await.0, 431);
@@ -639,5 +806,317 @@ mod tests {
         let mut rest = Vec::new();
         idle.read_to_end(&mut rest).await.unwrap();
         assert!(before.elapsed() < Duration::from_secs(2));
+    }
+
+    /// Reads from an answer under way until it holds `part`.
+    async fn read_until(stream: &mut TcpStream, part: &str) -> String {
+        let mut read = Vec::new();
+        loop {
+            let text = String::from_utf8_lossy(&read).into_owned();
+            if text.contains(part) {
+                return text;
+            }
+            let more = timeout(Duration::from_secs(10), stream.read_buf(&mut read)).await;
+            let more = more.unwrap_or_else(|_| panic!("no {part:?} in {text}")).unwrap();
+            assert!(more > 0, "it ended without {part:?}: {text}");
+        }
+    }
+
+    async fn follow(address: SocketAddr, query: &str, last: Option<u64>) -> TcpStream {
+        let last = last.map_or_else(String::new, |id| format!("last-event-id: {id}\r\n"));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!(
+            "GET /v1/events{query} HTTP/1.1\r\nhost: admin\r\nauthorization: Bearer {TOKEN}\r\n{last}\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream
+    }
+
+    async fn set_tier(endpoint: &Endpoint, account: &str, tier: &str) {
+        let path = format!("PUT /v1/accounts/{account}/override");
+        let set = json!({ "tier": tier, "reason": "told so", "operator": "Ann" }).to_string();
+        let (status, _, body) = send_json(endpoint.address, &path, &set).await;
+        assert_eq!(status, 200, "{body}");
+    }
+
+    #[tokio::test]
+    async fn events_are_audit_entries_and_a_reader_goes_on_where_it_was() {
+        let endpoint = start().await;
+        set_tier(&endpoint, "before", "low").await;
+        let mut live = follow(endpoint.address, "", None).await;
+        let head = read_until(&mut live, "retry: 1000\n\n").await;
+        assert!(head.to_lowercase().contains("content-type: text/event-stream"), "{head}");
+        set_tier(&endpoint, "acct-1", "high").await;
+        let told = read_until(&mut live, "\n\n").await;
+        for part in
+            ["id: 2\nevent: override_set\ndata: {", "\"acct-1\"", "\"admin/Ann\"", "told so"]
+        {
+            assert!(told.contains(part), "{part:?} is not in {told}");
+        }
+        assert!(!told.contains("before"), "what was before is not asked for: {told}");
+        drop(live);
+        set_tier(&endpoint, "acct-2", "high").await;
+        for (query, last) in [("?after=1", None), ("?after=0", Some(1)), ("", Some(1))] {
+            let mut again = follow(endpoint.address, query, last).await;
+            let told = read_until(&mut again, "id: 3\n").await;
+            assert!(
+                told.contains("id: 2\n") && !told.contains("id: 1\n"),
+                "{query} {last:?}: {told}"
+            );
+        }
+        let mut one = follow(endpoint.address, "?after=0&account=acct-2", None).await;
+        let told = read_until(&mut one, "id: 3\n").await;
+        assert!(!told.contains("id: 1\n") && !told.contains("id: 2\n"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn streams_are_bounded_and_end_with_the_process() {
+        let endpoint = start().await;
+        let mut open = Vec::new();
+        for _ in 0..ADMIN_STREAMS_MAX {
+            let mut stream = follow(endpoint.address, "", None).await;
+            read_until(&mut stream, "retry").await;
+            open.push(stream);
+        }
+        let (status, _, body) = get(endpoint.address, "/v1/events").await;
+        assert_eq!(status, 503, "{body}");
+        let (_, _, metrics) = get(endpoint.address, "/metrics").await;
+        assert!(metrics.contains(&format!("stillgate_admin_streams {ADMIN_STREAMS_MAX}\n")));
+        endpoint.end.send(true).unwrap();
+        for mut stream in open {
+            let mut rest = Vec::new();
+            let ended = timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await;
+            ended.expect("it ends").unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn an_event_stream_outlives_the_time_of_a_connection_and_shows_signs_of_life() {
+        let endpoint = start().await;
+        let mut live = follow(endpoint.address, "", None).await;
+        read_until(&mut live, "retry").await;
+        tokio::time::pause();
+        let begun = tokio::time::Instant::now();
+        let mut beats = 0;
+        while begun.elapsed() < 3 * crate::limits::ADMIN_CONNECTION_TIMEOUT {
+            let mut piece = [0; 64];
+            let read = live.read(&mut piece).await.unwrap();
+            assert!(read > 0, "cut off after {:?}", begun.elapsed());
+            beats += String::from_utf8_lossy(&piece[..read]).matches(":\n\n").count();
+        }
+        assert!((10..=13).contains(&beats), "{beats}");
+    }
+
+    #[tokio::test]
+    async fn the_audit_is_paged_filtered_and_exported_as_it_is_chained() {
+        let endpoint = start().await;
+        for number in 0..7 {
+            set_tier(&endpoint, &format!("acct-{}", number % 2), "low").await;
+        }
+        let ask = async |query: &str| -> Value {
+            let (status, _, body) = get(endpoint.address, &format!("/v1/audit{query}")).await;
+            assert_eq!(status, 200, "{body}");
+            serde_json::from_str(&body).unwrap()
+        };
+        let seqs = |page: &Value| -> Vec<u64> {
+            let entries = page["entries"].as_array().unwrap().iter();
+            entries.map(|linked| linked["entry"]["seq"].as_u64().unwrap()).collect()
+        };
+        let page = ask("?limit=3").await;
+        assert_eq!((seqs(&page), &page["next_after"]), (vec![1, 2, 3], &3.into()));
+        assert_eq!(page["complete"], false);
+        let page = ask("?after=3&limit=100").await;
+        assert_eq!((seqs(&page), &page["complete"]), (vec![4, 5, 6, 7], &true.into()));
+        assert_eq!(seqs(&ask("?account=acct-1").await), [2, 4, 6]);
+        assert!(seqs(&ask("?act=taken_down").await).is_empty());
+        assert_eq!(seqs(&ask("?act=override_set&since_ms=5&limit=1").await), [1]);
+        assert!(seqs(&ask("?until_ms=5").await).is_empty());
+
+        let (status, _, lines) = get(endpoint.address, "/v1/audit/export?after=0").await;
+        assert_eq!(status, 200);
+        let mut before = crate::audit::FIRST.to_owned();
+        let lines: Vec<&str> =
+            lines.split(['\r', '\n']).filter(|line| line.starts_with("{\"hash\"")).collect();
+        assert_eq!(lines.len(), 7);
+        for line in lines {
+            let hash = &line[9..73];
+            let entry = line[83..].strip_suffix('}').unwrap();
+            assert_eq!(crate::audit::link_hash(&before, entry), hash, "{line}");
+            hash.clone_into(&mut before);
+        }
+    }
+
+    #[tokio::test]
+    async fn accounts_and_overrides_are_listed_by_pages() {
+        let endpoint = start().await;
+        for number in 0..5 {
+            let tier = if number % 2 == 0 { "high" } else { "none" };
+            set_tier(&endpoint, &format!("acct-{number}"), tier).await;
+        }
+        let names = |body: &str, key: &str| -> Vec<String> {
+            let body: Value = serde_json::from_str(body).unwrap();
+            let listed = body[key].as_array().unwrap_or_else(|| panic!("{body}")).iter();
+            listed.map(|one| one["account"].as_str().unwrap().to_owned()).collect()
+        };
+        for (path, key, expected) in [
+            ("/v1/accounts", "accounts", vec!["acct-0", "acct-1", "acct-2", "acct-3", "acct-4"]),
+            ("/v1/accounts?tier=high", "accounts", vec!["acct-0", "acct-2", "acct-4"]),
+            ("/v1/accounts?tier=high&limit=2", "accounts", vec!["acct-0", "acct-2"]),
+            ("/v1/accounts?tier=high&after=acct-2", "accounts", vec!["acct-4"]),
+            ("/v1/accounts?tier=low", "accounts", vec![]),
+            ("/v1/overrides?limit=2&after=acct-1", "overrides", vec!["acct-2", "acct-3"]),
+        ] {
+            let (status, _, body) = get(endpoint.address, path).await;
+            assert_eq!(
+                (status, names(&body, key)),
+                (200, expected.iter().map(|s| (*s).to_owned()).collect()),
+                "{path}"
+            );
+        }
+        let (_, _, body) = get(endpoint.address, "/v1/overrides?limit=5").await;
+        let body: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(
+            (&body["next"], &body["overrides"][0]["override"]["by"]),
+            (&"acct-4".into(), &"admin/Ann".into())
+        );
+    }
+
+    #[tokio::test]
+    async fn profiles_are_taken_by_batches_whole_or_not_at_all() {
+        let endpoint = start().await;
+        let batch = crate::limits::ADMIN_PROFILES_BATCH;
+        let mut lines: Vec<String> = (0..2 * batch + 3)
+            .map(|n| format!(r#"{{"account": "acct-{n}", "payment": "card-{n}", "bin": 424242}}"#))
+            .collect();
+        lines[batch + 7] = r#"{"account": "acct-x", "card": "planted-4242"}"#.to_owned();
+        let many = "POST /v1/accounts/profiles?reason=import";
+        let (status, _, body) = send_json(endpoint.address, many, &lines.join("\n")).await;
+        let taken: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(status, 200, "{body}");
+        assert_eq!((&taken["taken"], &taken["left_out"]), (&(batch + 3).into(), &batch.into()));
+        assert_eq!(taken["faults"][0]["line"], batch + 8);
+        assert!(!body.contains("planted"), "{body}");
+        for (account, expected) in [
+            ("acct-0", 200),
+            (&*format!("acct-{batch}"), 404),
+            (&*format!("acct-{}", 2 * batch), 200),
+        ] {
+            let (status, _, body) =
+                get(endpoint.address, &format!("/v1/accounts/{account}/profile")).await;
+            assert_eq!(status, expected, "{account}: {body}");
+            assert!(!body.contains("card-"), "{body}");
+        }
+        let (status, _, body) = send_json(endpoint.address, many, "{}\n").await;
+        assert_eq!(status, 400, "{body}");
+        assert!(body.contains("\"line\":1"), "{body}");
+        let endless = "x".repeat(crate::limits::ADMIN_PROFILE_LINE_BYTES_MAX + 1);
+        assert_eq!(send_json(endpoint.address, many, &endless).await.0, 400);
+        let one = r#"{"organisation": "org-1", "verified": true, "reason": "told by sales"}"#;
+        let path = "PUT /v1/accounts/acct-0/profile";
+        let (status, _, body) = send_json(endpoint.address, path, one).await;
+        let set: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((status, &set["payment"], &set["verified"]), (200, &Value::Null, &true.into()));
+    }
+
+    #[tokio::test]
+    async fn models_are_told_and_removed() {
+        let endpoint = start().await;
+        let path = "/v1/models/meta-llama%2FLlama-9";
+        let told = r#"{"released_ms": 1800000000000, "reason": "announced"}"#;
+        let (status, _, body) = send_json(endpoint.address, &format!("PUT {path}"), told).await;
+        assert_eq!(status, 200, "{body}");
+        let (_, _, body) = get(endpoint.address, "/v1/models").await;
+        assert!(
+            body.contains(r#"{"model":"meta-llama/Llama-9","released_ms":1800000000000}"#),
+            "{body}"
+        );
+        assert_eq!(get(endpoint.address, path).await.0, 200);
+        let remove = format!("DELETE {path}?reason=not%20so");
+        assert_eq!(send_json(endpoint.address, &remove, "").await.0, 200);
+        assert_eq!(send_json(endpoint.address, &remove, "").await.0, 404);
+        assert_eq!(get(endpoint.address, path).await.0, 404);
+        let wrong = told.replace("1800000000000", "253402300800000");
+        assert_eq!(send_json(endpoint.address, &format!("PUT {path}"), &wrong).await.0, 400);
+    }
+
+    #[tokio::test]
+    async fn a_policy_is_checked_with_each_fault_at_its_line() {
+        let endpoint = start().await;
+        let check = async |toml: &str| -> Value {
+            let (status, _, body) =
+                send_json(endpoint.address, "POST /v1/policy/validate", toml).await;
+            assert_eq!(status, 200, "{body}");
+            serde_json::from_str(&body).unwrap()
+        };
+        assert_eq!(check("[tiers]\nlow = 0.3\n").await, json!({ "valid": true, "faults": [] }));
+        let faults = check("[tiers]\nlow = 3.0\n[fusion]\nk = 0.0\n").await;
+        assert_eq!(faults["valid"], false);
+        let lines: Vec<_> = faults["faults"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|f| f["line"].as_u64().unwrap())
+            .collect();
+        assert!(lines.contains(&2) && lines.contains(&4), "{faults}");
+        assert!(faults["faults"][0]["message"].as_str().unwrap().contains("tiers"), "{faults}");
+    }
+
+    #[tokio::test]
+    async fn a_text_is_verified_and_not_kept() {
+        let endpoint = start().await;
+        let text = json!({ "text": format!("{SECRET} and no mark at all") }).to_string();
+        let (status, _, body) = send_json(endpoint.address, "POST /v1/marks/verify", &text).await;
+        let verified: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((status, &verified["verdict"]), (200, &"no_evidence".into()), "{body}");
+        assert!(!body.contains(SECRET));
+        assert_eq!(
+            send_json(endpoint.address, "POST /v1/marks/verify", r#"{"text": ""}"#).await.0,
+            400
+        );
+    }
+
+    /// Status of `GET /healthz` over TLS; `None` where the handshake fails.
+    fn over_tls(address: SocketAddr, client: rustls::ClientConfig) -> Option<u16> {
+        use std::io::{Read, Write};
+        let name = "a.example".try_into().unwrap();
+        let client = rustls::ClientConnection::new(Arc::new(client), name).unwrap();
+        let socket = std::net::TcpStream::connect(address).unwrap();
+        let mut stream = rustls::StreamOwned::new(client, socket);
+        let request = b"GET /healthz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+        stream.write_all(request).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        assert_eq!(stream.conn.alpn_protocol(), Some(b"http/1.1".as_slice()));
+        answer.get(9..12)?.parse().ok()
+    }
+
+    #[tokio::test]
+    async fn over_tls_a_client_certificate_may_be_required() {
+        let directory = TestDirectory::new();
+        let own = directory.certificate("a", &["a.example"]);
+        let known = directory.certificate("known", &["operator"]);
+        let unknown = directory.certificate("unknown", &["operator"]);
+        for (client_ca, expected) in [
+            (None, [Some(200), Some(200), Some(200)]),
+            (Some(known.chain.clone()), [None, None, Some(200)]),
+        ] {
+            let required = client_ca.is_some();
+            let settings = ListenerTls {
+                certificates: vec![own.clone()],
+                client_ca,
+                client_certificate_required: required,
+            };
+            let store = CertificateStore::load(&settings.certificates).unwrap();
+            let tls = server_config(&settings, store, false).unwrap();
+            let endpoint = start_with(Some(tls)).await;
+            for (client, expected) in [None, Some(&unknown), Some(&known)].into_iter().zip(expected)
+            {
+                let mut client = client_config(&[&own], BOTH, client);
+                client.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+                let address = endpoint.address;
+                let found = tokio::task::spawn_blocking(move || over_tls(address, client)).await;
+                assert_eq!(found.unwrap(), expected, "required: {required}");
+            }
+        }
     }
 }

@@ -14,12 +14,14 @@ use std::sync::Arc;
 use detectors::AccountId;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
 
 use crate::policy::unix_ms;
 
 /// What happened. The names are in the audit, the event stream and webhooks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Act {
     /// A gateway began to serve.
@@ -36,6 +38,8 @@ pub enum Act {
     VerificationRequested,
     /// An account was put up for review.
     ReviewRequested,
+    /// An operator looks at an account under review.
+    ReviewTaken,
     /// An operator decided on an account under review.
     ReviewDecided,
     /// A takedown waits for an operator's word.
@@ -54,6 +58,8 @@ pub enum Act {
     MarkReturned,
     /// Indicators were taken in from a peer or an operator.
     IndicatorsImported,
+    /// A bundle of indicators was refused.
+    IndicatorsRefused,
     /// Indicators were sent to a peer or given to an operator.
     IndicatorsExported,
     /// An indicator was revoked.
@@ -72,6 +78,17 @@ pub enum Actor {
     Peer(String),
     /// The gateway itself.
     System,
+}
+
+impl Actor {
+    /// Its name; empty of the gateway itself.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Policy(name) | Self::Operator(name) | Self::Peer(name) => name,
+            Self::System => "",
+        }
+    }
 }
 
 /// Who wants a change, and why.
@@ -243,34 +260,83 @@ pub fn link_hash(before: &str, digest: &str) -> String {
     hex::encode(Sha256::new().chain_update(before).chain_update(digest).finalize())
 }
 
-/// An entry as it is exported, a line of JSON each: with its text, or where that is nobody else's
-/// business with its digest alone.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// An entry of an exported audit: with its text, or where that is nobody else's business with its
+/// digest alone. As a line of JSON it is `{"hash":…,"entry":…}`, the entry byte for byte as it was
+/// hashed, or `{"seq":…,"hash":…,"digest":…}`.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// Number, from 1.
     pub seq: u64,
     /// The link, 64 hex digits.
     pub hash: String,
-    /// JSON of the [`Entry`], as a string, because the hash is over its bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub text: Option<String>,
-    /// In place of the text its [`digest`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub digest: Option<String>,
+    /// JSON of the [`Entry`], or in place of it its [`digest`].
+    pub told: Told,
+}
+
+/// What is told of an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// JSON of the [`Entry`].
+    Text(String),
+    /// Its [`digest`].
+    Digest(String),
+}
+
+/// A line that was exported.
+#[derive(Deserialize)]
+struct Line<'a> {
+    seq: Option<u64>,
+    hash: String,
+    #[serde(borrow)]
+    entry: Option<&'a RawValue>,
+    digest: Option<String>,
 }
 
 impl Link {
     /// With its text.
     #[must_use]
     pub fn shown(entry: Chained) -> Self {
-        Self { seq: entry.seq, hash: entry.hash, text: Some(entry.text), digest: None }
+        Self { seq: entry.seq, hash: entry.hash, told: Told::Text(entry.text) }
     }
 
     /// Without it.
     #[must_use]
     pub fn withheld(entry: &Chained) -> Self {
-        let digest = Some(digest(&entry.text));
-        Self { seq: entry.seq, hash: entry.hash.clone(), text: None, digest }
+        let told = Told::Digest(digest(&entry.text));
+        Self { seq: entry.seq, hash: entry.hash.clone(), told }
+    }
+
+    /// The line, without its end.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let Self { seq, hash, told } = self;
+        let hash = Value::from(hash.as_str());
+        match told {
+            Told::Text(text) => format!(r#"{{"hash":{hash},"entry":{text}}}"#),
+            Told::Digest(digest) => {
+                let digest = Value::from(digest.as_str());
+                format!(r#"{{"seq":{seq},"hash":{hash},"digest":{digest}}}"#)
+            }
+        }
+    }
+
+    /// Reads a line.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn read(line: &[u8]) -> Result<Self, String> {
+        let wrong = |error: serde_json::Error| format!("is no line of an exported audit: {error}");
+        let line: Line<'_> = serde_json::from_slice(line).map_err(wrong)?;
+        let (seq, told) = match (line.seq, line.entry, line.digest) {
+            (None, Some(entry), None) => {
+                let text = entry.get().to_owned();
+                let entry: Numbered = serde_json::from_str(&text).map_err(wrong)?;
+                (entry.seq, Told::Text(text))
+            }
+            (Some(seq), None, Some(digest)) => (seq, Told::Digest(digest)),
+            _ => return Err("is no line of an exported audit".to_owned()),
+        };
+        Ok(Self { seq, hash: line.hash, told })
     }
 }
 
@@ -372,15 +438,14 @@ impl Chain {
         if link.seq != expected {
             return Err(Broken::Number { expected, found: link.seq });
         }
-        let digest = match (&link.text, &link.digest) {
-            (Some(text), None) => digest(text),
-            (None, Some(digest)) => digest.clone(),
-            _ => return Err(Broken::Text(link.seq)),
+        let digest = match &link.told {
+            Told::Text(text) => digest(text),
+            Told::Digest(digest) => digest.clone(),
         };
         if link_hash(&self.last.hash, &digest) != link.hash {
             return Err(Broken::Hash(link.seq));
         }
-        if let Some(text) = &link.text
+        if let Told::Text(text) = &link.told
             && !serde_json::from_str::<Numbered>(text).is_ok_and(|entry| entry.seq == link.seq)
         {
             return Err(Broken::Text(link.seq));
@@ -421,6 +486,14 @@ pub struct Query {
     pub limit: usize,
 }
 
+/// Arbitrary bytes as a line of an exported audit: must not panic, and is written as it was read.
+#[doc(hidden)]
+pub fn fuzz_audit_line(data: &[u8]) {
+    if let Ok(link) = Link::read(data) {
+        assert_eq!(Link::read(link.line().as_bytes()), Ok(link));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -454,8 +527,10 @@ mod tests {
     fn rehashed(mut links: Vec<Link>, from: usize) -> Vec<Link> {
         for at in from..links.len() {
             let before = at.checked_sub(1).map_or(FIRST.to_owned(), |at| links[at].hash.clone());
-            let text_digest = links[at].text.as_deref().map(digest);
-            let digest = text_digest.or_else(|| links[at].digest.clone()).unwrap();
+            let digest = match &links[at].told {
+                Told::Text(text) => digest(text),
+                Told::Digest(digest) => digest.clone(),
+            };
             links[at].hash = link_hash(&before, &digest);
         }
         links
@@ -490,7 +565,8 @@ mod tests {
         assert!(verify(&links[..19], vec![]).is_ok());
         assert_eq!(verify(&links[..19], kept.clone()), Err(Broken::Short { last: 19, wanted: 20 }));
         let mut anew = links;
-        anew[6].text = anew[6].text.take().map(|text| text.replace("acct-0", "acct-1"));
+        let Told::Text(text) = &anew[6].told else { panic!("a text") };
+        anew[6].told = Told::Text(text.replace("acct-0", "acct-1"));
         let anew = rehashed(anew, 6);
         assert!(verify(&anew, vec![]).is_ok());
         assert_eq!(verify(&anew, kept), Err(Broken::Anchor(20)));
@@ -500,12 +576,10 @@ mod tests {
     fn a_text_that_is_no_entry_of_its_number_is_found_though_the_hash_is_right() {
         let mut links = chain(5);
         for text in ["{}", "", r#"{"seq":3}"#] {
-            links[4].text = Some(text.to_owned());
+            links[4].told = Told::Text(text.to_owned());
             let links = rehashed(links.clone(), 4);
             assert_eq!(verify(&links, vec![]), Err(Broken::Text(5)), "{text}");
         }
-        links[4].digest = Some(FIRST.to_owned());
-        assert_eq!(verify(&links, vec![]), Err(Broken::Text(5)));
     }
 
     /// One change to a chain, of every kind that somebody with an editor can make.
@@ -537,8 +611,7 @@ mod tests {
     fn damaged(mut links: Vec<Link>, damage: &Damage) -> Vec<Link> {
         match *damage {
             Damage::Text(at, place, flip) => {
-                let link = &mut links[at];
-                let text = link.text.as_mut().or(link.digest.as_mut()).unwrap();
+                let (Told::Text(text) | Told::Digest(text)) = &mut links[at].told;
                 let mut bytes = std::mem::take(text).into_bytes();
                 let place = place % bytes.len();
                 // Texts are ASCII here; they stay text.
@@ -580,6 +653,15 @@ mod tests {
             let changed = damaged(whole.clone(), &damage);
             prop_assume!(changed != whole);
             prop_assert!(verify(&changed, vec![]).is_err(), "{damage:?}");
+        }
+
+        #[test]
+        fn lines_are_read_as_they_were_written_and_others_never_panic(line in "\\PC{0,60}") {
+            for link in chain(6) {
+                prop_assert_eq!(Link::read(link.line().as_bytes()), Ok(link));
+            }
+            let _ = Link::read(line.as_bytes());
+            let _ = Link::read(format!("{{\"hash\":\"\",\"entry\":{line}}}").as_bytes());
         }
     }
 }

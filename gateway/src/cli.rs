@@ -4,6 +4,7 @@ pub mod audit;
 pub mod backup;
 pub mod check;
 pub mod demo;
+pub mod evidence;
 pub mod fingerprint;
 pub mod replay;
 pub mod run;
@@ -52,6 +53,8 @@ enum Command {
     /// Check or export the audit.
     #[command(subcommand)]
     Audit(audit::Command),
+    /// Write what is known of a cluster into a folder that a third party can check; or check one.
+    Evidence(evidence::Options),
     /// Print the TLS fingerprints in a ClientHello or a packet capture.
     Fingerprint {
         /// A raw ClientHello, or a pcap or pcapng file.
@@ -86,6 +89,7 @@ pub fn main() -> ExitCode {
         Command::Replay(options) => finish(replay::run(&options, &mut out)),
         Command::Verify(options) => finish(verify::run(&options, &mut out)),
         Command::Audit(command) => finish(audit::run(&command, &mut out)),
+        Command::Evidence(options) => finish(evidence::run(&options, &mut out)),
         Command::Fingerprint { file, json } => {
             finish(fingerprint::run(&file, json, &mut out).map_err(|error| error.to_string()))
         }

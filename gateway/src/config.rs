@@ -12,10 +12,12 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::ioc::sign::{SigningKey, VerifyKey};
 use crate::limits::Limits;
 use crate::network::NetworkStore;
-use crate::outgoing::Url;
+use crate::outgoing::{Trust, Url};
 use crate::policy::PolicyStore;
+use crate::webhook::Webhook;
 
 /// Everything that `stillgate run` needs.
 #[derive(Clone, Debug)]
@@ -34,10 +36,16 @@ pub struct Config {
     pub policies: Arc<PolicyStore>,
     /// Admin address and its secret.
     pub admin: Admin,
+    /// Exchange of indicators with other providers, off when `None`.
+    pub ioc: Option<Arc<Ioc>>,
+    /// Where the gateways of a fleet meet; `None` for one that is alone.
+    pub redis: Option<Redis>,
     /// Where what must last is kept.
     pub store: StoreSettings,
     /// Trace recording, off when `None`.
     pub record: Option<Record>,
+    /// Where what happens is told.
+    pub webhooks: Vec<Webhook>,
     /// Bounds and timeouts.
     pub limits: Limits,
     /// Process settings.
@@ -211,8 +219,58 @@ pub struct OrganisationHeader {
 pub struct Admin {
     /// Address to bind.
     pub address: SocketAddr,
-    /// Bearer token.
-    pub token: Secret,
+    /// Who may ask; never empty, names and secrets differ.
+    pub tokens: Vec<AdminToken>,
+    /// TLS; `None` is plain text.
+    pub tls: Option<ListenerTls>,
+}
+
+/// A bearer token of the admin endpoint.
+#[derive(Clone, Debug)]
+pub struct AdminToken {
+    /// Its name, which the audit tells.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// The token.
+    pub secret: Secret,
+}
+
+impl AdminToken {
+    /// The token that may do everything.
+    #[must_use]
+    pub fn admin(secret: Secret) -> Self {
+        Self { name: Role::Admin.name().to_owned(), role: Role::Admin, secret }
+    }
+}
+
+/// What a token may do; each role may do what the ones before it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Exchange signed bundles of indicators, as another provider.
+    Peer,
+    /// Look.
+    Viewer,
+    /// Decide on accounts and clusters, and tell what is known of them.
+    Operator,
+    /// Change the gateway itself.
+    Admin,
+}
+
+impl Role {
+    /// Every role, the least first.
+    pub const ALL: [Self; 4] = [Self::Peer, Self::Viewer, Self::Operator, Self::Admin];
+
+    /// Its name in the configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Peer => "peer",
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        }
+    }
 }
 
 /// Where what must last is kept.
@@ -233,6 +291,8 @@ pub struct StoreSettings {
 pub enum StoreKind {
     /// On disk.
     Embedded,
+    /// On disk, and shared with other gateways through [`Config::redis`].
+    Redis,
     /// It ends with the process.
     Memory,
 }
@@ -259,6 +319,94 @@ impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Secret(…)")
     }
+}
+
+/// Exchange of indicators with other providers.
+pub struct Ioc {
+    /// The name under which this provider issues bundles.
+    pub provider: Arc<str>,
+    /// Keys that sign them, all of them each; never empty.
+    pub signing: Vec<SigningKey>,
+    /// Key of the hashes that are told, where peers share one.
+    pub exchange_key: Option<Arc<[u8]>>,
+    /// Networks that are never told nor taken in.
+    pub own_networks: Vec<IpNet>,
+    /// How long an indicator holds after it was last seen.
+    pub lifetime_ms: u64,
+    /// How much STIX that operators take in counts, 0..1.
+    pub operator_weight: f64,
+    /// The other providers.
+    pub peers: Vec<Peer>,
+}
+
+impl Ioc {
+    /// Key of the hashes that are told: without one that is shared, one of this provider's own.
+    #[must_use]
+    pub fn share_key(&self) -> Vec<u8> {
+        match (&self.exchange_key, self.signing.first()) {
+            (Some(key), _) => key.to_vec(),
+            (None, Some(key)) => key.reference_key(),
+            (None, None) => Vec::new(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Ioc {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ioc")
+            .field("provider", &self.provider)
+            .field("peers", &self.peers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Another provider.
+#[derive(Debug)]
+pub struct Peer {
+    /// The name under which it issues bundles.
+    pub name: Arc<str>,
+    /// Its address, where it is pushed to or pulled from.
+    pub url: Option<Url>,
+    /// What it wants to see of us.
+    pub token: Option<Secret>,
+    /// Keys that verify its bundles; any one is enough.
+    pub verify: Vec<VerifyKey>,
+    /// How much it counts, 0..1.
+    pub weight: f64,
+    /// Whether it is told at once.
+    pub push: bool,
+    /// Time between two questions for news.
+    pub pull: Option<Duration>,
+    /// By whom its address is trusted.
+    pub trust: Trust,
+}
+
+/// The Redis or Valkey in which the gateways of a fleet meet.
+#[derive(Clone, Debug)]
+pub struct Redis {
+    /// Hosts and ports: of a Cluster any of its servers, otherwise the first that takes writes
+    /// counts. Never empty.
+    pub addresses: Vec<(String, u16)>,
+    /// Whether they speak TLS.
+    pub tls: bool,
+    /// Whether they are a Cluster.
+    pub cluster: bool,
+    /// ACL user; the default user when `None`.
+    pub username: Option<String>,
+    /// Its password.
+    pub password: Option<Secret>,
+    /// CA bundle instead of the system's roots.
+    pub ca: Option<PathBuf>,
+    /// Certificate that this gateway shows.
+    pub client_certificate: Option<Certificate>,
+    /// What every key begins with.
+    pub prefix: String,
+    /// Time between two looks at what others said, and between two reports of what was let through.
+    pub sync_interval: Duration,
+    /// Time between two rounds of account memory.
+    pub memory_interval: Duration,
+    /// How long Redis keeps an account that nobody sees.
+    pub keep: Duration,
 }
 
 /// Trace recording.

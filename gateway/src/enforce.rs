@@ -14,17 +14,17 @@ pub mod takedown;
 pub mod throttle;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use detectors::detector::Pace;
 use detectors::engine::{Decision, TieReport};
 use detectors::finding::Finding;
-use detectors::policy::{Action, Actions, Asked, Policy, WhenLate};
+use detectors::policy::{Action, Actions, Asked, Policy, WhenApart, WhenLate};
 use detectors::seen::Answered;
 use detectors::tier::Tier;
-use detectors::watermark::{Candidate, Layers};
+use detectors::watermark::{Candidate, Layers, Report};
 use detectors::{AccountId, Answer, Conversation, Event, Observation, OrganisationId, Profile};
 use moka::sync::Cache;
 use parking_lot::Mutex;
@@ -39,6 +39,7 @@ use self::standing::{Override, Standing, Suspension};
 use self::takedown::Log;
 use self::throttle::{Admission, Throttle, Tokens, Whose};
 use crate::audit::{Act, Actor, Draft, Said};
+use crate::fleet::Presence;
 use crate::judge::{Judge, Judged};
 use crate::limits::{ENFORCE_QUEUE_MAX, STANDINGS_MAX};
 use crate::metrics::Metrics;
@@ -65,8 +66,11 @@ pub struct Enforcer {
     /// Accounts to be looked at.
     pub reviews: Queue,
     judge: Arc<Judge>,
-    throttle: Throttle,
+    /// The cells of all limits.
+    pub throttle: Arc<Throttle>,
     store: Arc<Store>,
+    /// Whether the other gateways are heard from, where there are any.
+    presence: OnceLock<Arc<Presence>>,
     standings: Cache<AccountId, Arc<Standing>>,
     /// What must not be forgotten with a standing that is let go.
     kept: Mutex<HashMap<AccountId, Kept>>,
@@ -74,6 +78,8 @@ pub struct Enforcer {
     marks: Marks,
     afterwards: SyncSender<FollowUp>,
     to_do: Mutex<Option<Receiver<FollowUp>>>,
+    /// What other providers and earlier takedowns tell of.
+    indicators: OnceLock<Arc<crate::ioc::Exchange>>,
     metrics: Arc<Metrics>,
 }
 
@@ -233,16 +239,46 @@ impl Enforcer {
             policies,
             reviews: Queue::default(),
             judge,
-            throttle: Throttle::new(key),
+            throttle: Arc::new(Throttle::new(key)),
             store,
+            presence: OnceLock::new(),
             standings: Cache::new(STANDINGS_MAX),
             kept: Mutex::default(),
             takedowns: Log::default(),
             marks,
             afterwards,
             to_do: Mutex::new(Some(to_do)),
+            indicators: OnceLock::new(),
             metrics,
         }
+    }
+
+    /// Has requests looked up among indicators.
+    pub fn look_up_in(&self, indicators: Arc<crate::ioc::Exchange>) {
+        let _ = self.indicators.set(indicators);
+    }
+
+    /// What is told of indicators, where there is anything.
+    #[must_use]
+    pub fn indicators(&self) -> Option<&Arc<crate::ioc::Exchange>> {
+        self.indicators.get()
+    }
+
+    /// The engine on live traffic.
+    #[must_use]
+    pub fn judge(&self) -> &Arc<Judge> {
+        &self.judge
+    }
+
+    /// From now on this gateway is one of several.
+    pub fn join_fleet(&self, presence: Arc<Presence>) {
+        let _ = self.presence.set(presence);
+    }
+
+    /// Whether it is one of several and does not hear from the others.
+    #[must_use]
+    pub fn is_apart(&self) -> bool {
+        self.presence.get().is_some_and(|presence| presence.apart_for().is_some())
     }
 
     /// Starts the threads. They end with the process.
@@ -288,6 +324,7 @@ impl Enforcer {
     /// Why it is not served.
     pub fn admit(&self, observation: &mut Observation) -> Result<Leave, Denied> {
         let version = self.policies.in_force();
+        self.not_apart(&version.policy)?;
         let begun = Instant::now();
         let standing = observation.account.as_ref().map(|account| self.standing(account));
         if let Some(standing) = &standing {
@@ -295,6 +332,9 @@ impl Enforcer {
             let profile = organisation(standing, observation);
             let told = profile.is_some();
             let owners = self.recognise(standing, observation);
+            if let Some(indicators) = self.indicators() {
+                observation.indicators = indicators.lookup(observation);
+            }
             let judged = self.judge.arrived(observation, profile, patience);
             if told && !matches!(judged, Judged::Late) {
                 standing.change(|state| state.organisation.clone_from(&observation.organisation));
@@ -337,6 +377,24 @@ impl Enforcer {
         };
         self.decide(&mut leave, observation, &version)?;
         Ok(leave)
+    }
+
+    /// What the policy says while the other gateways are not heard from.
+    fn not_apart(&self, policy: &Policy) -> Result<(), Denied> {
+        let fleet = &policy.fleet;
+        if fleet.when_apart == WhenApart::Serve || policy.enforcement.shadow {
+            return Ok(());
+        }
+        let apart = self.presence.get().and_then(|presence| presence.apart_for());
+        if apart.is_none_or(|apart| apart.as_secs_f64() < fleet.apart_seconds) {
+            return Ok(());
+        }
+        Err(Denied {
+            kind: RefusalKind::UpstreamUnavailable { retry_after: Some(Duration::from_secs(1)) },
+            message: "not available for a moment".to_owned(),
+            link: None,
+            reason: "apart",
+        })
     }
 
     fn decide(
@@ -490,6 +548,17 @@ impl Enforcer {
     #[must_use]
     pub fn marked(&self) -> Vec<Candidate> {
         self.marks.candidates()
+    }
+
+    /// Whose marks a text carries; see [`Marks::verify`].
+    #[must_use]
+    pub fn verify(
+        &self,
+        text: &str,
+        prompt: Option<&str>,
+        candidates_max: usize,
+    ) -> (Report, usize) {
+        self.marks.verify(text, prompt, candidates_max)
     }
 
     /// Looks for what was served to others in a prompt; returns to whom.
@@ -838,17 +907,22 @@ fn explained(decision: Decision) -> Vec<ExplainedFinding> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use detectors::facts::Facts;
 
     use super::*;
     use crate::judge::tests::observation;
 
-    fn enforcer(policy: &str) -> Arc<Enforcer> {
+    pub(super) fn enforcer(policy: &str) -> Arc<Enforcer> {
+        enforcer_over(policy, Store::in_memory("test").unwrap())
+    }
+
+    pub(super) fn enforcer_over(policy: &str, store: Arc<Store>) -> Arc<Enforcer> {
         let path = std::env::temp_dir().join(format!(
-            "stillgate-enforce-{}-{:x}.toml",
+            "stillgate-enforce-{}-{:x}-{:?}.toml",
             std::process::id(),
-            name_of(policy)
+            name_of(policy),
+            std::thread::current().id(),
         ));
         std::fs::write(&path, policy).unwrap();
         let policies = Arc::new(PolicyStore::load(Some(path.clone())).unwrap());
@@ -858,14 +932,14 @@ mod tests {
         let policy = policies.in_force().policy.clone();
         let judge = Arc::new(Judge::new(policy, facts, [1; 16], metrics.clone()));
         let marks = Marks::new(marks::master_key(b"key").unwrap()).unwrap();
-        let store = Store::in_memory("test").unwrap();
         let enforcer = Arc::new(Enforcer::new(policies, judge, [1; 16], marks, store, metrics));
+        enforcer.restore().unwrap();
         enforcer.start().unwrap();
         enforcer
     }
 
     /// Sets or removes an operator's word, and waits until it holds.
-    fn override_tier(enforcer: &Enforcer, account: &AccountId, word: Option<&Override>) {
+    pub(super) fn override_tier(enforcer: &Enforcer, account: &AccountId, word: Option<&Override>) {
         let said = Said::by_operator("ops", "test");
         enforcer.override_tier(account, word, &said).unwrap().wait().unwrap();
     }
@@ -874,7 +948,7 @@ mod tests {
         detectors::keyed::hash(&[7; 16], text.as_bytes())
     }
 
-    fn word(tier: Tier) -> Option<Override> {
+    pub(super) fn word(tier: Tier) -> Option<Override> {
         let (reason, by) = ("test".to_owned(), "ops".to_owned());
         Some(Override { tier, reason, by, since_ms: 0, until_ms: None })
     }
@@ -974,7 +1048,7 @@ mod tests {
             let waits = done.clone();
             let holds = std::thread::spawn(move || {
                 held.judge.account(&AccountId::new("b"), |_| ());
-                held.judge.hold(|| {
+                held.judge.while_held(|| {
                     waits.wait();
                     waits.wait();
                 });

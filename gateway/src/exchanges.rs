@@ -564,6 +564,7 @@ mod tests {
             },
             format,
             foreign_marks: 0,
+            indicators: Vec::new(),
             conversation: Conversation {
                 model: Some("m-1".to_owned()),
                 system: Text::new(format!("system {SECRET}")),

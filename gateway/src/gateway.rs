@@ -209,7 +209,7 @@ impl Identifiers {
     }
 }
 
-fn random_u64() -> u64 {
+pub(crate) fn random_u64() -> u64 {
     let mut bytes = [0; 8];
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     // The system's random source fails only where nothing else would work either.

@@ -10,12 +10,13 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use detectors::engine::{Account, AccountRow, Arrival, Decision, Engine, TieReport};
+use detectors::engine::{Account, AccountRow, Arrival, Contribution, Decision, Engine, TieReport};
 use detectors::facts::Facts;
 use detectors::keyed::Key;
 use detectors::policy::Policy;
 use detectors::seen::{Answered, Arrived, Pending};
-use detectors::{AccountId, Event, Observation};
+use detectors::tier::Tier;
+use detectors::{AccountId, Event, ModelRelease, Observation};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::limits::{
@@ -245,6 +246,28 @@ impl Judge {
         self.engine.lock().observe(event);
     }
 
+    /// Takes in a tier that was judged elsewhere.
+    pub fn hold(
+        &self,
+        account: &AccountId,
+        tier: Tier,
+        suspicion: f64,
+        at_ms: u64,
+        cluster: Option<u64>,
+    ) {
+        self.engine.lock().hold(account, tier, suspicion, at_ms, cluster);
+    }
+
+    /// Takes in when a model was released, unix milliseconds, in the place of what was told before;
+    /// `None`: that is not to be heeded.
+    pub fn set_release(&self, model: &str, at_ms: Option<u64>) {
+        let mut engine = self.engine.lock();
+        engine.forget_release(model);
+        if let Some(at_ms) = at_ms {
+            engine.observe(&Event::ModelRelease(ModelRelease { at_ms, model: model.into() }));
+        }
+    }
+
     /// Judges by another policy from now on.
     pub fn set_policy(&self, policy: Arc<Policy>) {
         self.engine.lock().set_policy(policy);
@@ -258,6 +281,12 @@ impl Judge {
         let decision = engine.judge_now(account, now_ms)?;
         let ties = engine.explain_ties(account);
         Some((decision, ties))
+    }
+
+    /// An account's ties, the strongest first.
+    #[must_use]
+    pub fn ties(&self, account: &AccountId) -> Vec<TieReport> {
+        self.engine.lock().explain_ties(account)
     }
 
     /// What `read` makes of what is held of an account.
@@ -307,6 +336,40 @@ impl Judge {
         own + self.engine.lock().changed_len()
     }
 
+    /// What this gateway has to tell of an account.
+    #[must_use]
+    pub fn contribution(&self, account: &AccountId) -> Option<Contribution> {
+        self.engine.lock().contribution(account)
+    }
+
+    /// Takes in what all other gateways tell of an account; not where it is less than they told
+    /// before, since then something of it was lost on the way and will come again. Whether it was
+    /// taken.
+    pub fn take_in(&self, others: &Contribution) -> bool {
+        if !self.fetch(&others.account, ROW_FETCH_MAX) {
+            return false;
+        }
+        let mut engine = self.engine.lock();
+        if others.memory.requests < engine.told_requests(&others.account) {
+            return false;
+        }
+        engine.take_in(others);
+        true
+    }
+
+    /// The keys of all accounts that are held, for [`Self::ids_of`].
+    #[must_use]
+    pub fn account_keys(&self) -> Vec<u64> {
+        self.engine.lock().account_keys()
+    }
+
+    /// The accounts of some keys, where they are still held.
+    #[must_use]
+    pub fn ids_of(&self, keys: &[u64]) -> Vec<AccountId> {
+        let engine = self.engine.lock();
+        keys.iter().filter_map(|key| engine.id_of(*key)).collect()
+    }
+
     /// Starts the background threads. They end with the process.
     ///
     /// # Errors
@@ -328,7 +391,7 @@ impl Judge {
 
     /// Keeps the engine from everybody else while `run` runs.
     #[cfg(test)]
-    pub(crate) fn hold(&self, run: impl FnOnce()) {
+    pub(crate) fn while_held(&self, run: impl FnOnce()) {
         let _engine = self.engine.lock();
         run();
     }
@@ -410,6 +473,7 @@ pub(crate) mod tests {
             },
             format: Format::OpenaiChat,
             foreign_marks: 0,
+            indicators: Vec::new(),
             conversation: Conversation {
                 turns: vec![Turn {
                     role: Role::User,

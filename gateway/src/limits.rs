@@ -272,8 +272,71 @@ pub const ADMIN_HEADER_BYTES_MAX: usize = 16 * 1024;
 /// Request body.
 pub const ADMIN_BODY_BYTES_MAX: u64 = 64 * 1024;
 
-/// Exchanges in one answer.
-pub const ADMIN_EXCHANGES_MAX: usize = 1000;
+/// Things listed in one answer: exchanges, accounts, overrides, audit entries.
+pub const ADMIN_LIST_MAX: usize = 1000;
+
+/// Tokens of the configuration.
+pub const ADMIN_TOKENS_MAX: usize = 64;
+
+/// Requests a second of one token, in the long run.
+pub const ADMIN_REQUESTS_PER_SECOND: f64 = 200.0;
+
+/// Requests of one token at once.
+pub const ADMIN_REQUESTS_BURST: f64 = 1_000.0;
+
+/// Requests a second of one address without a token that is known, in the long run.
+pub const ADMIN_STRANGERS_PER_SECOND: f64 = 0.5;
+
+/// Such requests at once.
+pub const ADMIN_STRANGERS_BURST: f64 = 20.0;
+
+/// Addresses whose failed attempts are counted; beyond, those that came least are forgotten.
+pub const ADMIN_STRANGERS_MAX: u64 = 8_192;
+
+/// Time after which an address's failed attempts are forgotten: longer than the burst takes to fill.
+pub const ADMIN_STRANGERS_IDLE: Duration = Duration::from_secs(120);
+
+/// Answers that stream for long, and bodies that do, at once.
+pub const ADMIN_STREAMS_MAX: usize = 16;
+
+/// Time between signs of life of an event stream.
+pub const ADMIN_HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// Audit entries that are read from the store at once.
+pub const ADMIN_AUDIT_CHUNK: usize = 512;
+
+/// Audit entries that one query looks through.
+pub const ADMIN_AUDIT_SCAN_MAX: usize = 20_000;
+
+/// Accounts that one query looks through.
+pub const ADMIN_ACCOUNTS_SCAN_MAX: usize = 20_000;
+
+/// Members of a cluster that are shown.
+pub const ADMIN_MEMBERS_MAX: usize = 200;
+
+/// Text whose marks are looked for, and text of a policy that is checked.
+pub const ADMIN_TEXT_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Candidates against whom a text is tested at once, the ones marked last.
+pub const ADMIN_CANDIDATES_MAX: usize = 20_000;
+
+/// Profiles sent at once.
+pub const ADMIN_PROFILES_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Lines of profiles sent at once.
+pub const ADMIN_PROFILES_LINES_MAX: u64 = 100_000;
+
+/// Bytes of one such line.
+pub const ADMIN_PROFILE_LINE_BYTES_MAX: usize = 4 * 1024;
+
+/// Profiles that are taken together, or not at all.
+pub const ADMIN_PROFILES_BATCH: usize = 500;
+
+/// Faults that are told of one request.
+pub const ADMIN_FAULTS_MAX: usize = 100;
+
+/// Models whose release is known.
+pub const ADMIN_MODELS_MAX: usize = 1_000;
 
 // wire/rewrite.rs
 /// Texts of an answer that are told apart while it is rewritten; further ones are left as they are.
@@ -347,6 +410,9 @@ pub const THROTTLE_CELLS_MAX: u64 = 1_000_000;
 /// Time after which a cell that nobody asked is let go; longer than any debt that matters.
 pub const THROTTLE_CELLS_IDLE: Duration = Duration::from_secs(900);
 
+/// Cells whose use the other gateways have yet to hear of; a further one is told of later.
+pub const THROTTLE_UNTOLD_MAX: usize = 65_536;
+
 /// Output tokens that are reserved at most when a request begins.
 pub const THROTTLE_RESERVE_TOKENS_MAX: u64 = 2_048;
 
@@ -374,6 +440,38 @@ pub const PACED_WHOLE_DELAY_MAX: Duration = Duration::from_secs(30);
 
 /// Longest time that text waits for what follows it before it goes out as it is.
 pub const REWRITE_HOLD_MAX: Duration = Duration::from_millis(250);
+
+// ioc.rs
+/// Indicators that are held, of the provider's own and of all others.
+pub const INDICATORS_HELD_MAX: usize = 100_000;
+/// Indicators of one source that are held, so that no peer takes the room of the others.
+pub const INDICATORS_SOURCE_MAX: usize = 25_000;
+/// Values in one bundle.
+pub const IOC_VALUES_MAX: usize = 5_000;
+/// Bytes of a bundle in its envelope, and of a STIX bundle.
+pub const IOC_ENVELOPE_BYTES_MAX: usize = 1024 * 1024;
+/// Signatures of one bundle.
+pub const IOC_SIGNATURES_MAX: usize = 8;
+/// Bundles of one peer that are remembered against replay, for a day.
+pub const IOC_BUNDLES_PEER_MAX: usize = 2_000;
+/// Bundles in one answer to a peer.
+pub const IOC_EXPORT_BUNDLES_MAX: usize = 100;
+/// Bytes of such an answer; one bundle always fits.
+pub const IOC_EXPORT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Hits that one request has at most.
+pub const IOC_HITS_MAX: usize = 16;
+/// Refused bundles that go into the audit within a minute; further ones are counted.
+pub const IOC_REFUSALS_AUDITED_MAX: u32 = 60;
+/// Skipped indicators that are named in an answer.
+pub const IOC_SKIPPED_SHOWN: usize = 100;
+/// Other providers.
+pub const IOC_PEERS_MAX: usize = 64;
+/// Indicators in one part of the list.
+pub const IOC_LIST_MAX: usize = 1_000;
+/// Time for one request to a peer.
+pub const IOC_PEER_TIMEOUT: Duration = Duration::from_secs(20);
+/// Shortest and longest pause after a request to a peer that failed.
+pub const IOC_BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
 // store.rs
 /// Batches that wait to be written; further ones are refused.
@@ -415,3 +513,75 @@ pub const AUDIT_PAGE: usize = 1_000;
 /// A line of an exported audit. Entries hold no texts of customers; the longest tell of a takedown's
 /// members.
 pub const AUDIT_LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+// webhook.rs
+/// Messages of one webhook that were read from the audit and not all taken.
+pub const WEBHOOK_WINDOW_MAX: usize = 256;
+/// Messages of one webhook that are being sent at once.
+pub const WEBHOOK_IN_FLIGHT_MAX: usize = 8;
+/// Time between two looks at the audit without being told, and between two cursors stored.
+pub const WEBHOOK_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// A receiver's answer.
+pub const WEBHOOK_ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+// cli/evidence.rs
+/// Files in a folder of evidence.
+pub const EVIDENCE_FILES_MAX: usize = 10_000;
+/// A text file in it, but for the audit, which is read line by line.
+pub const EVIDENCE_TEXT_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+// fleet.rs
+/// Time for TCP, TLS and signing in at one server.
+pub const FLEET_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time for an answer.
+pub const FLEET_RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pause after a first failure; doubled after each further one.
+pub const FLEET_BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// Longest pause.
+pub const FLEET_BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Time between two looks at whether Redis is still the one it was.
+pub const FLEET_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Time for which the removal of a word is remembered.
+pub const FLEET_TOMBSTONES_KEPT: Duration = Duration::from_secs(30 * 86_400);
+/// About how many entries a stream in Redis keeps. Who falls further behind compares everything.
+pub const FLEET_FEED_MAX: usize = 100_000;
+/// Entries of a stream that are read at once.
+pub const FLEET_ENTRIES_MAX: usize = 1_000;
+/// Words that are read at once where everything is compared.
+pub const FLEET_WORDS_PAGE: usize = 500;
+/// Words of other gateways that are stored in one commit.
+pub const FLEET_TAKEN_IN_AT_ONCE: usize = 256;
+/// Longest key of a word.
+pub const FLEET_KEY_BYTES_MAX: usize = 1_024;
+/// Longest word; a larger one is not shared, and counted.
+pub const FLEET_WORD_BYTES_MAX: usize = 1024 * 1024;
+/// Longest name of a gateway.
+pub const FLEET_NAME_BYTES_MAX: usize = 128;
+/// Reports of what was let through that Redis keeps, about.
+pub const FLEET_USED_MAX: usize = 4_096;
+/// Cells in one of them.
+pub const FLEET_USED_CELLS_MAX: usize = 1_024;
+/// Accounts that are written to Redis, or fetched, in one go.
+pub const FLEET_ACCOUNTS_AT_ONCE: usize = 64;
+/// Accounts that one entry of the stream of changes names.
+pub const FLEET_CHANGED_NAMED_MAX: usize = 256;
+/// About how many entries that stream keeps.
+pub const FLEET_CHANGED_MAX: usize = 20_000;
+/// Accounts that wait to be fetched; a further one is left out, and counted.
+pub const FLEET_FETCH_MAX: usize = 200_000;
+/// Accounts that are written or fetched again at most in one round, beside what has just changed.
+pub const FLEET_AGAIN_MAX: usize = 4_000;
+/// Gateways whose memory of one account is read.
+pub const FLEET_GATEWAYS_MAX: usize = 64;
+/// Time for which a replica may lack what its master took, and after which it is not written again.
+pub const FLEET_UNSURE: Duration = Duration::from_secs(30);
+/// Accounts that are remembered for that.
+pub const FLEET_UNSURE_MAX: usize = 200_000;
+/// Time after which whatever is new of an account is told, though it hardly matters.
+pub const FLEET_RETELL: Duration = Duration::from_secs(5);
+/// Accounts of which is remembered what was told of them within that time.
+pub const FLEET_TOLD_MAX: usize = 200_000;
+/// Time for which a gateway's name is its own after it was last heard of.
+pub const FLEET_NAME_HELD: Duration = Duration::from_secs(4);
+/// Longest wait for the other gateways' words before this one says that it is ready.
+pub const FLEET_FIRST_WORDS_MAX: Duration = Duration::from_secs(5);

@@ -252,7 +252,7 @@ pub async fn ended(shutdown: &mut ShutdownWatch) {
     tokio::time::sleep(LAST_REQUEST_GRACE).await;
 }
 
-fn peer_address(io: &Stream) -> Option<SocketAddr> {
+pub(crate) fn peer_address(io: &Stream) -> Option<SocketAddr> {
     io.get_socket_digest()?.peer_addr()?.as_inet().copied()
 }
 

@@ -19,6 +19,8 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
+use crate::ioc::bundle::Kind;
+
 /// `reason` of a connection that was closed at accept.
 pub const CONNECTION_REFUSALS: &[&str] = &["limit", "proxy_header"];
 /// `outcome` of a TLS handshake.
@@ -41,12 +43,40 @@ pub const RELOAD_OUTCOMES: &[&str] = &["ok", "failed"];
 /// `outcome` of the store's transactions.
 const STORE_OUTCOMES: &[&str] = &["ok", "failed"];
 
+/// `outcome` of an attempt to send a webhook's message; `given_up` comes beside the last one.
+pub const WEBHOOK_OUTCOMES: &[&str] = &["taken", "refused", "unreached", "given_up"];
 /// `part` of an exchange that the background detectors did not get.
 pub const SHED_PARTS: &[&str] = &["meaning", "answer"];
 /// `mode` of an action.
 pub const ACTION_MODES: &[&str] = &["taken", "shadow"];
+/// `kind` of a failure between gateways.
+pub const FLEET_ERRORS: &[&str] =
+    &["setting", "unreachable", "late", "refused", "unexpected", "store"];
+/// `part` of what gateways share that was left out.
+pub const FLEET_PARTS: &[&str] = &["word", "use", "fetch"];
 /// `layer` of a mark.
 pub const MARK_LAYERS: &[&str] = &["zero_width", "canary"];
+
+/// `outcome` of a peer's bundle.
+pub const IOC_OUTCOMES: &[&str] = &[
+    "taken",
+    "not_configured",
+    "oversize",
+    "malformed",
+    "unknown_key",
+    "signature",
+    "issuer",
+    "stale",
+    "future",
+    "confidence",
+    "replay",
+    "too_many",
+    "store",
+];
+/// `outcome` of telling a peer.
+pub const IOC_SENDINGS: &[&str] = &["delivered", "refused", "failed"];
+/// `reason` of a request refused at the admin endpoint.
+pub const ADMIN_REFUSALS: &[&str] = &["unauthorised", "role", "rate", "busy"];
 
 /// Seconds of work inside the process: microseconds, and what is far too long.
 const SHORT_BUCKETS_SECONDS: &[f64] =
@@ -161,8 +191,46 @@ pub struct Metrics {
     pub reviews_dropped: IntCounter,
     /// Prompts that held a mark or a canary of ours, by `layer` ([`MARK_LAYERS`]).
     pub marks_recognised: IntCounterVec,
+    /// Indicators that are held.
+    pub ioc_held: IntGauge,
+    /// Indicators that requests were found to show, by `kind`.
+    pub ioc_hits: IntCounterVec,
+    /// Bundles that came from peers, by `outcome` ([`IOC_OUTCOMES`]).
+    pub ioc_bundles_received: IntCounterVec,
+    /// Bundles that were sent to peers, by `peer` and `outcome` ([`IOC_SENDINGS`]).
+    pub ioc_bundles_sent: IntCounterVec,
+    /// Questions to peers for news that failed, by `peer`.
+    pub ioc_pulls_failed: IntCounterVec,
+    /// Whether the other gateways are heard from: 0 or 1.
+    pub fleet_connected: IntGauge,
+    /// When they last were, unix seconds.
+    pub fleet_last_sync: Gauge,
+    /// Words, by `direction` ([`DIRECTIONS`]).
+    pub fleet_words: IntCounterVec,
+    /// Memories of accounts, by `direction` ([`DIRECTIONS`]).
+    pub fleet_contributions: IntCounterVec,
+    /// Bytes to and from Redis, by `direction` ([`DIRECTIONS`]).
+    pub fleet_bytes: IntCounterVec,
+    /// Failures between gateways, by `kind` ([`FLEET_ERRORS`]).
+    pub fleet_errors: IntCounterVec,
+    /// Comparisons of everything with what Redis holds.
+    pub fleet_reconciles: IntCounter,
+    /// What was not shared because there was too much of it, by `part` ([`FLEET_PARTS`]).
+    pub fleet_shed: IntCounterVec,
     /// Answers that went without marks because the marks could not be put on record in time.
     pub marks_unregistered: IntCounter,
+    /// Number of the audit's last entry.
+    pub audit_entries: IntGauge,
+    /// Attempts to send messages, by `webhook` and `outcome` ([`WEBHOOK_OUTCOMES`]).
+    pub webhook_deliveries: IntCounterVec,
+    /// Audit entries that a `webhook` is behind.
+    pub webhook_lag: IntGaugeVec,
+    /// Age of a `webhook`'s oldest message that was not taken, in seconds; 0 when there is none.
+    pub webhook_oldest: IntGaugeVec,
+    /// Requests refused at the admin endpoint.
+    pub admin_refused: IntCounterVec,
+    /// Long answers and bodies at the admin endpoint that are under way.
+    pub admin_streams: IntGauge,
 }
 
 impl Metrics {
@@ -212,6 +280,19 @@ impl Metrics {
             judgement_duration: list.short_seconds("judgement_duration_seconds", "Judgement of a request before its upstream is asked", &[])?,
             reviews_dropped: list.counter("reviews_dropped_total", "Accounts pushed out of the review queue")?,
             marks_recognised: list.counters("marks_recognised_total", "Prompts that held a mark or a canary of ours", &["layer"])?,
+            ioc_held: list.gauge("ioc_indicators_held", "Indicators of compromise that are held")?,
+            ioc_hits: list.counters("ioc_hits_total", "Indicators that requests were found to show", &["kind"])?,
+            ioc_bundles_received: list.counters("ioc_bundles_received_total", "Bundles of indicators that came from peers", &["outcome"])?,
+            ioc_bundles_sent: list.counters("ioc_bundles_sent_total", "Bundles of indicators that were sent to peers", &["peer", "outcome"])?,
+            ioc_pulls_failed: list.counters("ioc_pulls_failed_total", "Questions to peers for bundles that failed", &["peer"])?,
+            fleet_connected: list.gauge("fleet_connected", "Whether the other gateways are heard from")?,
+            fleet_last_sync: list.number("fleet_last_sync_timestamp_seconds", "When the other gateways were last heard from, since the unix epoch")?,
+            fleet_words: list.counters("fleet_words_total", "Words sent to other gateways and taken from them", &["direction"])?,
+            fleet_contributions: list.counters("fleet_contributions_total", "Memories of accounts sent to other gateways and taken from them", &["direction"])?,
+            fleet_bytes: list.counters("fleet_bytes_total", "Bytes of what gateways share, without TLS and TCP", &["direction"])?,
+            fleet_errors: list.counters("fleet_errors_total", "Failures between gateways", &["kind"])?,
+            fleet_reconciles: list.counter("fleet_reconciles_total", "Comparisons of everything with what Redis holds")?,
+            fleet_shed: list.counters("fleet_shed_total", "What was not shared because there was too much of it", &["part"])?,
             marks_unregistered: list.counter("marks_unregistered_total", "Answers without marks because these could not be put on record in time")?,
             store_commits: list.counters("store_commits_total", "Transactions of the store", &["outcome"])?,
             store_commit_duration: list.short_seconds("store_commit_duration_seconds", "Transactions of the store until they are on disk", &[])?,
@@ -225,6 +306,12 @@ impl Metrics {
             rows_waiting: list.gauge("account_rows_waiting", "Accounts that have changed since their rows were written")?,
             rows_lag: list.gauge("account_rows_lag_seconds", "Longest time for which a change of an account may have waited to be written")?,
             rows_late: list.counter("account_rows_late_total", "Requests whose account's row was not there in time")?,
+            audit_entries: list.gauge("audit_entries", "Number of the audit's last entry")?,
+            webhook_deliveries: list.counters("webhook_deliveries_total", "Attempts to send a webhook's messages", &["webhook", "outcome"])?,
+            webhook_lag: list.gauges("webhook_lag_entries", "Audit entries that a webhook is behind", &["webhook"])?,
+            webhook_oldest: list.gauges("webhook_oldest_seconds", "Age of a webhook's oldest message that was not taken", &["webhook"])?,
+            admin_refused: list.counters("admin_refused_total", "Requests refused at the admin endpoint", &["reason"])?,
+            admin_streams: list.gauge("admin_streams", "Long answers and bodies at the admin endpoint under way")?,
             registry: list.0,
         };
         metrics.start_at_zero();
@@ -255,6 +342,13 @@ impl Metrics {
             (&self.judgements_shed, SHED_PARTS),
             (&self.marks_recognised, MARK_LAYERS),
             (&self.store_commits, STORE_OUTCOMES),
+            (&self.ioc_bundles_received, IOC_OUTCOMES),
+            (&self.admin_refused, ADMIN_REFUSALS),
+            (&self.fleet_words, DIRECTIONS),
+            (&self.fleet_contributions, DIRECTIONS),
+            (&self.fleet_bytes, DIRECTIONS),
+            (&self.fleet_errors, FLEET_ERRORS),
+            (&self.fleet_shed, FLEET_PARTS),
         ] {
             for value in values {
                 counters.with_label_values(&[value]).inc_by(0);
@@ -270,6 +364,9 @@ impl Metrics {
             for action in Action::ALL {
                 self.actions.with_label_values(&[action.name(), mode]).inc_by(0);
             }
+        }
+        for kind in Kind::ALL {
+            self.ioc_hits.with_label_values(&[kind.name()]).inc_by(0);
         }
         for tier in Tier::ALL {
             self.judgements.with_label_values(&[tier.name()]).inc_by(0);
@@ -325,6 +422,10 @@ impl List {
 
     fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, Error> {
         self.register(IntGauge::new(named(name), help)?)
+    }
+
+    fn number(&self, name: &str, help: &str) -> Result<Gauge, Error> {
+        self.register(Gauge::new(named(name), help)?)
     }
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, Error> {
@@ -433,7 +534,12 @@ mod tests {
         metrics.upstream_attempts.with_label_values(&["model", "ok"]).inc();
         metrics.upstream_members_healthy.with_label_values(&["model"]).set(2);
         metrics.retries.with_label_values(&["model"]).inc();
+        metrics.webhook_deliveries.with_label_values(&["siem", "taken"]).inc();
+        metrics.webhook_lag.with_label_values(&["siem"]).set(1);
+        metrics.webhook_oldest.with_label_values(&["siem"]).set(1);
         metrics.throttled.with_label_values(&["account", "taken"]).inc();
+        metrics.ioc_bundles_sent.with_label_values(&["lab-b", "delivered"]).inc();
+        metrics.ioc_pulls_failed.with_label_values(&["lab-b"]).inc();
         metrics.judgement_duration.with_label_values::<&str>(&[]).observe(0.000_03);
         metrics
     }

@@ -415,6 +415,7 @@ impl ConnectionApp {
                 http,
                 format,
                 foreign_marks: 0,
+                indicators: Vec::new(),
                 conversation: Conversation::default(),
                 answer: Answer::default(),
             },

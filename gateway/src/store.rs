@@ -19,6 +19,7 @@
 
 pub mod backup;
 mod database;
+mod reader;
 mod rows;
 
 use std::collections::VecDeque;
@@ -35,11 +36,10 @@ use tokio::sync::{broadcast, oneshot};
 use tracing::{error, info};
 
 use self::database::Which;
+pub use self::reader::Reader;
 pub use self::rows::{RowReader, Rows, Stored, day_of};
 use crate::audit::{Anchor, Chained, Draft, Query};
-use crate::limits::{
-    AUDIT_PAGE, STORE_FEED_MAX, STORE_GROUP_MAX, STORE_KEPT_MAX, STORE_PAGE, STORE_QUEUE_MAX,
-};
+use crate::limits::{STORE_FEED_MAX, STORE_GROUP_MAX, STORE_KEPT_MAX, STORE_PAGE, STORE_QUEUE_MAX};
 use crate::metrics::Metrics;
 use crate::policy::unix_ms;
 
@@ -489,16 +489,7 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub fn scan(&self, table: Table) -> Result<Vec<Register>, StoreError> {
-        let mut all: Vec<Register> = Vec::new();
-        loop {
-            let after = all.last().map_or("", |last| &last.key);
-            let page = self.scan_after(table, after, STORE_PAGE)?;
-            let whole = page.len() == STORE_PAGE;
-            all.extend(page);
-            if !whole {
-                return Ok(all);
-            }
-        }
+        database::scan(|after, limit| self.scan_after(table, after, limit))
     }
 
     /// Up to `limit` registers of a kind whose keys come after one, removed ones too, by key.
@@ -512,6 +503,14 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<Register>, StoreError> {
         database::scan_after(&self.state.lock(), table, after, limit)
+    }
+
+    /// Number of the last audit entry; 0 before the first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn last_audit(&self) -> Result<u64, StoreError> {
+        Ok(database::last_link(&self.state.lock())?.map_or(0, |(seq, _)| seq))
     }
 
     /// Audit entries.
@@ -556,78 +555,6 @@ fn verify_later(dir: &Path) -> Result<(), StoreError> {
     };
     let spawned = std::thread::Builder::new().name("store-check".to_owned()).spawn(check);
     spawned.map(drop).map_err(|error| StoreError::Database(error.to_string()))
-}
-
-/// The state of a store, or of a backup of one, to be read beside whoever writes it.
-#[derive(Debug)]
-pub struct Reader(Connection);
-
-impl Reader {
-    /// Opens the store in a directory. Nothing is written, and no key is needed.
-    ///
-    /// # Errors
-    /// When there is none, or it is damaged or of a newer version.
-    pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        Ok(Self(database::open_read_only(dir, Which::State)?))
-    }
-
-    /// The latest word on a key.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub fn get(&self, table: Table, key: &str) -> Result<Option<Register>, StoreError> {
-        database::get(&self.0, table, key)
-    }
-
-    /// Every register of a kind, removed ones too, by key.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub fn scan(&self, table: Table) -> Result<Vec<Register>, StoreError> {
-        let mut all: Vec<Register> = Vec::new();
-        loop {
-            let after = all.last().map_or("", |last| &last.key);
-            let page = database::scan_after(&self.0, table, after, STORE_PAGE)?;
-            let whole = page.len() == STORE_PAGE;
-            all.extend(page);
-            if !whole {
-                return Ok(all);
-            }
-        }
-    }
-
-    /// The audit's last entry: its number and hash.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub fn audit_head(&self) -> Result<Anchor, StoreError> {
-        head(&self.0)
-    }
-
-    /// Gives every audit entry after a number, in order, a page at a time in memory.
-    ///
-    /// # Errors
-    /// When the database cannot be read, told with the last entry that could; or the taker's own.
-    pub fn audit_each(
-        &self,
-        mut after: u64,
-        mut take: impl FnMut(Chained) -> Result<(), String>,
-    ) -> Result<(), String> {
-        loop {
-            let query = Query { after, limit: AUDIT_PAGE };
-            let page = database::audit(&self.0, &query).map_err(|error| {
-                format!("the audit cannot be read after entry {after}: {error}")
-            })?;
-            let whole = page.len() == AUDIT_PAGE;
-            for entry in page {
-                after = entry.seq;
-                take(entry)?;
-            }
-            if !whole {
-                return Ok(());
-            }
-        }
-    }
 }
 
 /// The thread that writes.

@@ -303,6 +303,7 @@ impl TraceReader {
             http,
             format,
             foreign_marks: 0,
+            indicators: Vec::new(),
             conversation,
             answer,
         })))

@@ -77,6 +77,13 @@ fn config() {
 }
 
 #[test]
+fn audit_line() {
+    let shown = br#"{"hash":"9f86","entry":{"seq":1,"at_ms":2,"gateway":"a","actor":{"kind":"system"},"act":"started"}}"#;
+    let withheld = br#"{"seq":2,"hash":"9f86","digest":"d081"}"#;
+    smoke(gateway::audit::fuzz_audit_line, &[shown, withheld]);
+}
+
+#[test]
 fn trace() {
     let request = br#"{"kind":"request","ts":1.5,"id":"r1","account":"a","ip":"192.0.2.1","tls":{"ja3":"771,1,2,3,4","alpn":["h2"]},"http":{"version":"2","method":"POST","path":"/v1/messages","headers":[["a","b"]],"h2":{"settings":[[1,2]],"priority":[[1,0,2,3]]}},"body":{"messages":[{"role":"user","content":"a"}]},"response":{"status":200,"duration_ms":1}}"#;
     let others = b"{\"kind\":\"account\",\"ts\":1,\"account\":\"a\",\"bin\":\"123456\"}\n{\"kind\":\"dns\",\"ts\":1,\"ip\":\"::1\",\"transport\":\"doh\",\"server\":\"::1\"}";
@@ -102,6 +109,20 @@ fn watermark() {
     let places = "\x05\x01\x01\n\n```py\ndo not\n```\n$x$ \\[y\\] `a` \"it is\" 'a' <b>c</b> | d\n> e\n\
         wo\u{200b}\u{200c}\u{200d}\u{2060}rd {f} \u{201c}g\u{201d}\n";
     smoke(detectors::watermark::fuzz_watermark, &[prose.as_bytes(), places.as_bytes()]);
+}
+
+#[test]
+fn ioc_envelope() {
+    let envelope = br#"{"payloadType":"application/vnd.stillgate.iocs.v1+json","payload":"e30=","signatures":[{"keyid":"00","sig":"AAAA"}]}"#;
+    let bundle = br#"{"version":1,"id":"00112233445566778899aabbccddeeff","issuer":"a","issued_ms":5,"confidence":0.9,"first_seen_ms":1,"last_seen_ms":2,"ips":["203.0.113.9"],"revoked":[{"kind":"ip","value":"203.0.113.8"}]}"#;
+    smoke(gateway::ioc::sign::fuzz_envelope, &[envelope, bundle]);
+}
+
+#[test]
+fn stix() {
+    let bundle = br#"{"type":"bundle","objects":[{"type":"indicator","id":"indicator--1","pattern":"[ipv4-addr:value = '203.0.113.9']","pattern_type":"stix","valid_from":"2026-01-01T00:00:00.000Z","confidence":80}]}"#;
+    let pattern = b"[ipv4-addr:value IN ('203.0.113.9', '203.0.113.8') OR network-traffic:extensions.'x-a'.ja3 = '33333333333333333333333333333333'] OR [ipv6-addr:value ISSUBSET '2001:db8::/32']";
+    smoke(gateway::ioc::stix::fuzz_stix, &[bundle, pattern]);
 }
 
 fn smoke(target: impl Fn(&[u8]), seeds: &[&[u8]]) {

@@ -99,6 +99,21 @@ pub fn drive(name: &str, target: &Target, scenarios: &[Value]) -> Option<Vec<Val
     Some(seen)
 }
 
+/// Reads a STIX bundle with the library of its authors; how many indicators it has. `None` if that is
+/// not installed.
+///
+/// # Panics
+/// If it is not valid STIX 2.1.
+#[must_use]
+pub fn check_stix(bundle: &str) -> Option<usize> {
+    let mut command = driver("stix_check.py")?;
+    let output = run(&mut command, bundle.as_bytes());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "it is not STIX 2.1: {stderr}\n{bundle}");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    Some(stdout.trim().parse().unwrap_or_else(|_| panic!("no number: {stdout}")))
+}
+
 /// Makes a command trust the authority, in each way that clients have.
 pub fn trust(command: &mut Command, ca_file: Option<&Path>) {
     // A proxy of the environment is none of a loopback test's business.

@@ -17,7 +17,7 @@ use crate::{Authority, http1, wait_for};
 /// Longest time from start to the first `/readyz` that is 200.
 const READY_MAX: Duration = Duration::from_secs(20);
 /// The admin token of every gateway under test.
-const ADMIN_TOKEN: &str = "test-admin-token-0123456789abcdef0123456789abcdef";
+pub const ADMIN_TOKEN: &str = "test-admin-token-0123456789abcdef0123456789abcdef";
 /// The account key of every gateway under test.
 const ACCOUNT_KEY: &str = "7b1d0e5c9a4f38261fd2b6c8e0a7935441c6d8fb2e907a3c5d1f86b4e2a09c77";
 
@@ -38,11 +38,13 @@ pub struct GatewayBuilder {
     routes: Vec<String>,
     limits: Vec<String>,
     server: Vec<String>,
-    top: Vec<String>,
     small_disk: Option<String>,
     listeners: Vec<String>,
     identity: Vec<String>,
     files: Vec<(String, String)>,
+    settings: Vec<String>,
+    tables: Vec<String>,
+    secrets: Vec<(String, String)>,
     log_level: String,
     record: bool,
     record_text: bool,
@@ -64,11 +66,13 @@ impl Gateway {
             routes: Vec::new(),
             limits: Vec::new(),
             server: Vec::new(),
-            top: Vec::new(),
             small_disk: None,
             listeners: Vec::new(),
             identity: Vec::new(),
             files: Vec::new(),
+            settings: Vec::new(),
+            tables: Vec::new(),
+            secrets: Vec::new(),
             log_level: "info".to_owned(),
             record: false,
             record_text: false,
@@ -86,6 +90,12 @@ impl Gateway {
     #[must_use]
     pub fn plain_address(&self) -> SocketAddr {
         self.plain
+    }
+
+    /// Address of the admin endpoint.
+    #[must_use]
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
     }
 
     /// Address of a further listener, in the order in which they were added.
@@ -257,12 +267,6 @@ impl Gateway {
         root.join(self.data().strip_prefix("/").expect("an absolute path"))
     }
 
-    /// Address of the admin endpoint, with the token that it takes.
-    #[must_use]
-    pub fn admin_access(&self) -> (SocketAddr, &'static str) {
-        (self.admin, ADMIN_TOKEN)
-    }
-
     /// The whole audit, a JSON object an entry, with its number and hash.
     ///
     /// # Panics
@@ -286,6 +290,15 @@ impl Gateway {
             entry
         };
         run("export").lines().map(entry).collect()
+    }
+
+    /// Ends the process as a power cut does and starts another on the same folder.
+    ///
+    /// # Panics
+    /// If the new one does not become ready.
+    pub fn kill_and_start(&mut self) {
+        self.crash();
+        self.restart();
     }
 
     /// Whether `/readyz` says yes.
@@ -348,13 +361,6 @@ impl GatewayBuilder {
         self
     }
 
-    /// Adds a line above all tables.
-    #[must_use]
-    pub fn top(mut self, line: &str) -> Self {
-        self.top.push(line.to_owned());
-        self
-    }
-
     /// Gives its data directory a disk of its own with room for so much, as `mount` takes it.
     /// Needs [`may_mount`].
     #[must_use]
@@ -374,6 +380,27 @@ impl GatewayBuilder {
     #[must_use]
     pub fn identity(mut self, line: &str) -> Self {
         self.identity.push(line.to_owned());
+        self
+    }
+
+    /// Adds a line above all tables.
+    #[must_use]
+    pub fn setting(mut self, line: &str) -> Self {
+        self.settings.push(format!("{line}\n"));
+        self
+    }
+
+    /// Adds a table of its own, with its header.
+    #[must_use]
+    pub fn table(mut self, toml: &str) -> Self {
+        self.tables.push(format!("{toml}\n"));
+        self
+    }
+
+    /// Puts a secret into the gateway's folder before it starts.
+    #[must_use]
+    pub fn secret(mut self, name: &str, text: &str) -> Self {
+        self.secrets.push((name.to_owned(), text.to_owned()));
         self
     }
 
@@ -444,6 +471,9 @@ impl GatewayBuilder {
         }
         write_secret(&folder.path().join("account.key"), ACCOUNT_KEY);
         write_secret(&folder.path().join("admin.token"), ADMIN_TOKEN);
+        for (name, text) in &self.secrets {
+            write_secret(&folder.path().join(name), text);
+        }
         let mut process = match &self.small_disk {
             None => Process::start(&config, &[]),
             Some(size) => {
@@ -468,7 +498,6 @@ impl GatewayBuilder {
         admin: SocketAddr,
         further: &[SocketAddr],
     ) -> String {
-        let top = self.top.join("\n");
         let record = match (self.record, self.record_text) {
             (false, _) => "",
             (true, false) => "record = \"trace.jsonl\"\n",
@@ -478,6 +507,7 @@ impl GatewayBuilder {
         let (upstreams, routes) = (self.upstreams.concat(), self.routes.concat());
         let (limits, server) = (self.limits.join("\n"), self.server.join("\n"));
         let identity = self.identity.join("\n");
+        let (settings, tables) = (self.settings.concat(), self.tables.concat());
         let listeners: String = further
             .iter()
             .zip(&self.listeners)
@@ -488,16 +518,17 @@ impl GatewayBuilder {
         let upgrade_socket = folder.join("upgrade.sock");
         let (upgrade_socket, level) = (upgrade_socket.display(), &self.log_level);
         format!(
-            "{top}\n{record}{policy}\
+            "{settings}{record}{policy}\
              [[listener]]\naddress = \"{tls}\"\n\
              certificates = [{{ chain = \"chain.pem\", key = \"key.pem\" }}]\n\
              [[listener]]\naddress = \"{plain}\"\n\
-             {listeners}{routes}{upstreams}\
+             {listeners}{routes}{upstreams}{tables}\
              [identity]\nkey_file = \"account.key\"\n{identity}\n\
              [admin]\naddress = \"{admin}\"\ntoken_file = \"admin.token\"\n\
              [limits]\n{limits}\n\
              [server]\nthreads = 2\nupgrade_socket = \"{upgrade_socket}\"\n{server}\n\
-             [log]\nlevel = \"{level}\"\nformat = \"text\"\n"
+             [log]\nlevel = \"{level}\"\nformat = \"text\"\n\
+             {tables}"
         )
     }
 }

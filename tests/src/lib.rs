@@ -15,11 +15,12 @@ pub mod hello;
 pub mod http1;
 pub mod http2;
 mod provider;
+pub mod redis;
 pub mod streams;
 pub mod upstream;
 
 pub use authority::{Authority, Identity};
-pub use gateway::{Gateway, GatewayBuilder, binary, free_port, may_mount};
+pub use gateway::{ADMIN_TOKEN, Gateway, GatewayBuilder, binary, free_port, may_mount};
 pub use provider::{Provider, Received};
 pub use upstream::RawUpstream;
 

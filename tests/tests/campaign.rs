@@ -7,8 +7,8 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use harness::clients::{Target, drive};
-use harness::{Gateway, Provider, balancer};
+use harness::clients::{Target, drive, driver};
+use harness::{ADMIN_TOKEN, Gateway, Provider, balancer};
 use serde_json::{Value, json};
 
 const CAMPAIGN: usize = 16;
@@ -65,8 +65,10 @@ fn a_live_campaign_climbs_the_tiers_and_customers_stay_where_they_are() {
         assert!(indicators[kind].as_array().is_some_and(|all| !all.is_empty()), "{indicators}");
     }
 
+    evidence(&gateway, &cluster);
     let accounts = accounts(&gateway);
     assert_eq!(accounts.len(), CAMPAIGN + CUSTOMERS);
+    answers_are_as_documented(&gateway);
     let live: BTreeMap<String, Value> = accounts
         .keys()
         .map(|id| (id.clone(), gateway.admin(&format!("/v1/accounts/{id}")).json()))
@@ -82,7 +84,11 @@ fn a_live_campaign_climbs_the_tiers_and_customers_stay_where_they_are() {
         assert!(!harvests || (taken("pace") && taken("refuse")), "{}", live[id]);
     }
     assert!(live.values().any(|explained| explained["suspended"]["cluster"] == *cluster));
-    assert_eq!(gateway.admin_do("DELETE", &path, "").status, 200, "it is taken back");
+    assert_eq!(
+        gateway.admin_do("DELETE", &format!("{path}?reason=wrong"), "").status,
+        200,
+        "it is taken back"
+    );
     for id in accounts.keys() {
         let explained = gateway.admin(&format!("/v1/accounts/{id}")).json();
         assert!(explained["suspended"].is_null(), "{explained}");
@@ -118,6 +124,21 @@ fn a_live_campaign_climbs_the_tiers_and_customers_stay_where_they_are() {
         assert!(reached[0] * 2 > CAMPAIGN, "{table}");
     }
     println!("{table}");
+}
+
+/// Every operation that looks, with what there is to see now, answers as the document says.
+fn answers_are_as_documented(gateway: &Gateway) {
+    let base = format!("http://{}", gateway.admin_address());
+    let Some(mut driver) = driver("admin_answers.py") else { return };
+    let checked = driver.args([&base, ADMIN_TOKEN]).output().expect("Python runs");
+    let (said, wrong) = (&checked.stdout, &checked.stderr);
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(wrong));
+    let said = String::from_utf8_lossy(said);
+    for path in ["/v1/accounts/{account}\"", "/v1/clusters/{cluster}/takedown\"", "/v1/review\""] {
+        let shown =
+            said.lines().any(|line| line.contains(path) && line.contains("\"status\": 200"));
+        assert!(shown, "{path} was not shown: {said}");
+    }
 }
 
 fn has_marks(answer: &Value) -> bool {
@@ -264,4 +285,129 @@ fn replay(gateway: &Gateway) -> BTreeMap<String, Value> {
     verdicts
         .map(|verdict| (verdict["account"].as_str().expect("an account").to_owned(), verdict))
         .collect()
+}
+
+/// What is known of the cluster, from the running gateway's directory, checked as a third party does:
+/// with coreutils, openssl and Python; then with one byte of each file changed.
+fn evidence(gateway: &Gateway, cluster: &str) {
+    let data = gateway.folder().join("stillgate-data");
+    let folder = gateway.folder().join("evidence");
+    let key = gateway.folder().join("signer.key");
+    let public = gateway.folder().join("signer.pem");
+    let run = |program: &str, arguments: &[&std::ffi::OsStr]| {
+        let output = Command::new(program).args(arguments).current_dir(&folder).output();
+        let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+        let said = [output.stdout.as_slice(), &output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+    };
+    let ours = |arguments: &[&std::ffi::OsStr]| {
+        let output = Command::new(harness::binary()).args(arguments).output().expect("it runs");
+        let said = [output.stdout.as_slice(), &output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+    };
+    let made = Command::new("openssl")
+        .args(["genpkey", "-algorithm", "ed25519", "-out"])
+        .arg(&key)
+        .status()
+        .is_ok_and(|status| status.success());
+    if !made {
+        harness::skip("openssl");
+        return;
+    }
+    let mut openssl = Command::new("openssl");
+    openssl.args(["pkey", "-pubout", "-in"]).arg(&key).arg("-out").arg(&public);
+    assert!(openssl.status().expect("it runs").success());
+
+    let (code, said) =
+        ours(&["audit".as_ref(), "verify".as_ref(), "--data".as_ref(), data.as_ref()]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains(" entries, whole from 1 to "), "{said}");
+    let (code, said) = ours(&[
+        "evidence".as_ref(),
+        cluster.as_ref(),
+        "--data".as_ref(),
+        data.as_ref(),
+        "--out".as_ref(),
+        folder.as_ref(),
+        "--sign-key".as_ref(),
+        key.as_ref(),
+    ]);
+    assert_eq!(code, Some(0), "{said}");
+    println!("{said}");
+    let check = || {
+        [
+            run("sha256sum", &["--check".as_ref(), "--strict".as_ref(), "SHA256SUMS".as_ref()]),
+            run("python3", &["-B".as_ref(), "check.py".as_ref()]),
+            ours(&[
+                "evidence".as_ref(),
+                "--check".as_ref(),
+                folder.as_ref(),
+                "--signer".as_ref(),
+                public.as_ref(),
+            ])
+            .into_success(),
+        ]
+    };
+    let verify: Vec<&std::ffi::OsStr> = ["pkeyutl", "-verify", "-pubin", "-rawin", "-inkey"]
+        .map(std::ffi::OsStr::new)
+        .into_iter()
+        .chain([public.as_os_str()])
+        .chain(["-in", "SHA256SUMS", "-sigfile", "SHA256SUMS.sig"].map(std::ffi::OsStr::new))
+        .collect();
+    for (ok, said) in check().into_iter().chain([run("openssl", &verify)]) {
+        assert!(ok, "{said}");
+    }
+
+    let read = |name: &str| fs::read_to_string(folder.join(name)).expect(name);
+    let decisions = read("decisions.ndjson");
+    let risen = decisions.lines().filter(|line| line.contains(r#""act":"tier_changed""#)).count();
+    assert!(risen > CAMPAIGN, "{decisions}");
+    assert!(decisions.contains(r#""contributions":[{"#), "{decisions}");
+    assert!(read("takedowns.ndjson").contains(r#""act":"taken_down""#));
+    assert!(!read("served.json").trim().is_empty());
+    assert_eq!(fs::read_dir(folder.join("policies")).expect("a folder").count(), 1);
+    let all: String = ["audit.ndjson", "indicators.json", "evidence.json"].map(read).concat();
+    for secret in ["lighthouse", "blinks", "sk-"] {
+        assert!(!all.contains(secret), "{secret} is in the evidence");
+    }
+
+    let mut names = vec!["policies".to_owned()];
+    for entry in fs::read_dir(&folder).expect("a folder") {
+        names.push(entry.expect("a file").file_name().into_string().expect("text"));
+    }
+    for name in names {
+        let mut path = folder.join(&name);
+        if name == "policies" {
+            path = fs::read_dir(&path).expect("it").next().expect("one").expect("a file").path();
+        }
+        let mut bytes = fs::read(&path).expect("a file");
+        let Some(middle) = bytes.len().checked_sub(1).map(|last| last / 2) else { continue };
+        bytes[middle] ^= 1;
+        fs::write(&path, &bytes).expect("written");
+        let [(sums, _), (script, _), (own, said)] = check();
+        let (openssl, _) = run("openssl", &verify);
+        assert!(!own, "{name} was changed: {said}");
+        match name.as_str() {
+            "SHA256SUMS" => assert!(!(openssl || sums && script)),
+            // The script cannot know Ed25519; openssl does.
+            "SHA256SUMS.sig" => assert!(!openssl && sums && script),
+            "check.py" => assert!(!sums),
+            _ => assert!(!sums && !script, "{name} was changed"),
+        }
+        bytes[middle] ^= 1;
+        fs::write(&path, &bytes).expect("written");
+    }
+    assert!(check().iter().all(|(ok, _)| *ok), "what was changed is as it was");
+}
+
+/// Whether a command of ours did what it should.
+trait Success {
+    fn into_success(self) -> (bool, String);
+}
+
+impl Success for (Option<i32>, String) {
+    fn into_success(self) -> (bool, String) {
+        assert!(matches!(self.0, Some(0 | 1)), "{self:?}");
+        (self.0 == Some(0), self.1)
+    }
 }

@@ -124,7 +124,7 @@ fn the_campaign_goes_and_the_customers_notice_nothing() {
 
     let paste = lines.iter().find(|line| line.contains("-X DELETE")).expect("a line to undo it");
     let token = paste.split("Bearer ").nth(1).and_then(|rest| rest.split('\'').next());
-    let path = paste.split(&demo.admin.to_string()).nth(1).expect("a path");
+    let path = paste.split(&demo.admin.to_string()).nth(1).expect("a path").trim_end_matches('\'');
     let request = format!(
         "DELETE {path} HTTP/1.1\r\nhost: admin\r\nauthorization: Bearer {}\r\nconnection: close\r\n\r\n",
         token.expect("a token")

@@ -9,6 +9,7 @@ use harness::{Gateway, Provider, http1, streams, wait_for};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
+const WHY: &str = r#"{"reason": "told so by the test"}"#;
 
 /// A request of one account, whose answer the provider is told.
 fn request(key: &str, path: &str, provider: &str, body: &Value) -> Vec<u8> {
@@ -427,7 +428,7 @@ fn a_policy_is_replaced_under_load_and_a_bad_one_is_not_taken() {
             if round % 2 == 0 {
                 gateway.signal(rustix::process::Signal::HUP);
             } else {
-                let answer = gateway.admin_do("POST", "/v1/policy/reload", "");
+                let answer = gateway.admin_do("POST", "/v1/policy/reload", WHY);
                 assert_eq!(answer.status, 200, "{}", answer.text());
             }
             std::thread::sleep(Duration::from_millis(200));
@@ -435,7 +436,7 @@ fn a_policy_is_replaced_under_load_and_a_bad_one_is_not_taken() {
         let before = version(&gateway);
         assert_ne!(before, first);
         gateway.write_policy("[action.medium]\npace_tokens_per_second = 20.0\nthrotle = []\n");
-        let refused = gateway.admin_do("POST", "/v1/policy/reload", "");
+        let refused = gateway.admin_do("POST", "/v1/policy/reload", WHY);
         let message = refused.json()["error"]["message"].as_str().expect("words").to_owned();
         assert_eq!(refused.status, 409);
         assert!(message.contains("policy.toml:3: unknown field `throtle`"), "{message}");
@@ -443,7 +444,7 @@ fn a_policy_is_replaced_under_load_and_a_bad_one_is_not_taken() {
             gateway.stderr().contains("unknown field `throtle`").then_some(())
         });
         assert_eq!(version(&gateway), before, "a bad file changes nothing");
-        let back = gateway.admin_do("POST", "/v1/policy/rollback", "");
+        let back = gateway.admin_do("POST", "/v1/policy/rollback", WHY);
         assert_eq!(back.status, 200, "{}", back.text());
         assert_ne!(version(&gateway), before);
         // A file that changes is seen without being told.

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use harness::{Gateway, Provider, binary, http1, may_mount, wait_for};
+use harness::{ADMIN_TOKEN, Gateway, Provider, binary, http1, may_mount, wait_for};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -49,15 +49,9 @@ fn try_send(address: SocketAddr, request: &[u8]) -> Option<http1::Response> {
     (answer.status > 0).then_some(answer)
 }
 
-fn try_admin(
-    access: (SocketAddr, &str),
-    method: &str,
-    path: &str,
-    body: &str,
-) -> Option<http1::Response> {
-    let (address, token) = access;
+fn try_admin(address: SocketAddr, method: &str, path: &str, body: &str) -> Option<http1::Response> {
     let request = format!(
-        "{method} {path} HTTP/1.1\r\nhost: admin\r\nauthorization: Bearer {token}\r\n\
+        "{method} {path} HTTP/1.1\r\nhost: admin\r\nauthorization: Bearer {ADMIN_TOKEN}\r\n\
          content-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
         body.len()
     );
@@ -360,7 +354,7 @@ fn crashes(rounds: u64) {
 
 /// Requests, overrides and marks until the process is killed in the middle of them.
 fn under_load(gateway: &mut Gateway, round: u64, run: Duration, told: &Told) {
-    let (plain, access) = (gateway.plain_address(), gateway.admin_access());
+    let (plain, access) = (gateway.plain_address(), gateway.admin_address());
     let data = gateway.data();
     let key = format!("sk-marked-{round}");
     let account = account_of(gateway, &key);
@@ -445,7 +439,7 @@ fn check(gateway: &Gateway, told: &Told, round: u64) -> usize {
     }
     // The latest of each kind; at the end all of them.
     let recent = format!("acct-{round}-");
-    let access = gateway.admin_access();
+    let access = gateway.admin_address();
     for (account, tier) in told.overrides.lock().unwrap().iter() {
         if account.starts_with("acct-") && !account.starts_with(&recent) && round % 25 != 7 {
             continue;

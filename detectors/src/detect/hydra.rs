@@ -7,7 +7,12 @@
 //! without. An openly declared organisation, and accounts of one payment instrument, are one
 //! customer and tie nobody; a class with one assignment is told apart by how its members talk.
 //!
-//! Source: threat model T-DIST-002 and T-DIST-004.
+//! What peers shared of campaigns that they have found ([`crate::indicator`]) ties an account to somebody
+//! else's accounts there, and speaks here too.
+//!
+//! Source: threat model T-DIST-002 and T-DIST-004, "IOC Sharing Protocol".
+
+use std::fmt::Write as _;
 
 use crate::detector::{Context, Detector, Nothing, Pace};
 use crate::finding::{Finding, ramp};
@@ -28,8 +33,14 @@ impl Detector for Hydra {
     const NAME: &'static str = "hydra";
     const TECHNIQUES: &'static [&'static str] = &["T-DIST-002a", "T-DIST-002b", "T-DIST-004"];
     const PACE: Pace = Pace::Inline;
-    const FAMILIES: &'static [Family] =
-        &[Family::Payment, Family::BinBirth, Family::Address, Family::Subnet, Family::Prompt];
+    const FAMILIES: &'static [Family] = &[
+        Family::Payment,
+        Family::BinBirth,
+        Family::Address,
+        Family::Subnet,
+        Family::Prompt,
+        Family::Listed,
+    ];
 
     fn note(_: &mut Nothing, _: &Seen) {}
 
@@ -40,19 +51,24 @@ impl Detector for Hydra {
         // it too, so it is little.
         let undeclared = f64::from(u8::from(context.account.known.organisation.is_none()));
         let card = 0.25 * ramp(context.card_accounts, 3.0, 12.0) * undeclared;
-        Finding::new(Self::NAME, 1.0 - (1.0 - tied) * (1.0 - card), 1.0).because(
-            context.explain,
-            || {
-                let kinds = Kind::ALL.iter().filter(|kind| ties.of(**kind) >= 0.5);
-                let kinds: Vec<_> =
-                    kinds.map(|kind| format!("{} {:.1}", kind.name(), ties.of(*kind))).collect();
-                format!(
-                    "tied to {:.1} other customers ({}); {:.0} accounts on its payment instrument",
-                    ties.mass,
-                    kinds.join(", "),
-                    context.card_accounts
-                )
-            },
-        )
+        let strength = 1.0 - (1.0 - tied) * (1.0 - card) * (1.0 - context.listed.strength);
+        Finding::new(Self::NAME, strength, 1.0).because(context.explain, || {
+            let kinds = Kind::ALL.iter().filter(|kind| ties.of(**kind) >= 0.5);
+            let kinds: Vec<_> =
+                kinds.map(|kind| format!("{} {:.1}", kind.name(), ties.of(*kind))).collect();
+            let mut evidence = format!(
+                "tied to {:.1} other customers ({}); {:.0} accounts on its payment instrument",
+                ties.mass,
+                kinds.join(", "),
+                context.card_accounts
+            );
+            for (source, kinds) in &context.listed.sources {
+                let peer = context.learnt.peer(*source).unwrap_or("a peer");
+                let kinds: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
+                // Writing to a string cannot fail.
+                let _ = write!(evidence, "; shared with {peer}'s campaign: {}", kinds.join(", "));
+            }
+            evidence
+        })
     }
 }

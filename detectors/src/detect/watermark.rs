@@ -79,6 +79,8 @@ impl Detector for Watermark {
 mod tests {
     use super::*;
     use crate::account;
+    use crate::indicator::Listed;
+    use crate::seen::Learnt;
     use crate::ties::Ties;
 
     #[test]
@@ -100,6 +102,8 @@ mod tests {
                 account: &account,
                 ties: &Ties::default(),
                 card_accounts: 1.0,
+                listed: &Listed::default(),
+                learnt: &Learnt::default(),
                 explain: false,
             };
             Watermark::judge(&memory, &context).score()

@@ -103,6 +103,7 @@ impl Account {
             stale: false,
             elsewhere: false,
             changed: false,
+            restored: false,
         }
     }
 
@@ -218,19 +219,55 @@ impl Engine {
         self.account(id).is_some()
     }
 
-    /// What is stored of an account: everything that is held of it.
+    /// What is stored of an account: everything that is held of it. `None` also of an account whose
+    /// row was not taken back yet: it would take the place of what is stored.
     #[must_use]
     pub fn row(&self, id: &AccountId) -> Option<AccountRow> {
-        self.account(id).map(|account| Account { changed: false, ..account.clone() })
+        let account = self.account(id).filter(|account| self.is_whole(account))?;
+        Some(Account { changed: false, ..account.clone() })
+    }
+
+    /// Says that accounts have rows in a store, so that what is seen of one is not all there is
+    /// until its row was taken back with [`Self::adopt`] or there is none: [`Self::nothing_stored`].
+    pub fn set_stored(&mut self, stored: bool) {
+        self.stored = stored;
+    }
+
+    /// Says that rows of many accounts are being taken back, so that an account's ties may be missing
+    /// for the time being: nobody leaves a cluster meanwhile.
+    pub fn set_restoring(&mut self, restoring: bool) {
+        self.restoring = restoring;
+    }
+
+    /// Whether all there is of an account is held.
+    #[must_use]
+    pub fn is_restored(&self, id: &AccountId) -> bool {
+        self.account(id).is_some_and(|account| self.is_whole(account))
+    }
+
+    fn is_whole(&self, account: &Account) -> bool {
+        account.restored || !self.stored
+    }
+
+    /// The store has no row of an account: what is held, or comes to be held, is all there is.
+    pub fn nothing_stored(&mut self, id: &AccountId) {
+        let key = self.account_key(id);
+        touch(&mut self.accounts, key, id).restored = true;
     }
 
     /// Takes back an account as it was stored before it was last let go, by a restart or to keep the
-    /// bounds. It may have been seen again since: then both are joined. So a row is taken back once,
-    /// and before anything newer of its account is stored or published.
+    /// bounds. It may have been seen again since: then both are joined. A row of an account that is
+    /// whole is left.
     pub fn adopt(&mut self, row: AccountRow) {
         let key = self.account_key(&row.id);
+        if self.accounts.get(key).is_some_and(|account| account.restored) {
+            return;
+        }
         let (before, now) = self.join(key, row);
         self.join_cluster(key, before, now);
+        if let Some(account) = self.accounts.get_mut(key) {
+            account.restored = true;
+        }
         if let Some(account) = self.accounts.get(key) {
             let customer = account.memory.customer(key);
             pivot::shared_values(&account.memory, |family, value, at_s| {
@@ -241,7 +278,7 @@ impl Engine {
 
     /// Joins an account with what is held of it. Returns its cluster before and now.
     pub(super) fn join(&mut self, key: u64, other: Account) -> (Option<u64>, Option<u64>) {
-        let other = Account { changed: false, ..other };
+        let other = Account { changed: false, restored: false, ..other };
         if self.accounts.get(key).is_none() {
             let now = other.cluster;
             self.accounts.touch(key, || Box::new(other));
@@ -255,10 +292,14 @@ impl Engine {
         (before, now)
     }
 
-    /// What this gateway has to tell of an account; `None` where it has not seen it itself.
+    /// What this gateway has to tell of an account; `None` where it has not seen it itself, or does
+    /// not hold all that it has seen, see [`Self::is_restored`].
     #[must_use]
     pub fn contribution(&self, id: &AccountId) -> Option<Contribution> {
-        let account = self.account(id).filter(|account| !account.elsewhere)?;
+        let account = self.account(id).filter(|account| self.is_whole(account))?;
+        if account.elsewhere {
+            return None;
+        }
         let Own { memory, memories, cluster } = account.own_part();
         Some(Contribution {
             account: account.id.clone(),
@@ -290,26 +331,84 @@ impl Engine {
         }
     }
 
+    /// The keys of all accounts that are held, in no order that means anything: for going through
+    /// them a few at a time, with [`Self::id_of`].
+    #[must_use]
+    pub fn account_keys(&self) -> Vec<u64> {
+        self.accounts.iter().map(|(key, _)| key).collect()
+    }
+
+    /// The pseudonym of the account of a key, while it is held.
+    #[must_use]
+    pub fn id_of(&self, key: u64) -> Option<AccountId> {
+        self.accounts.get(key).map(|account| account.id.clone())
+    }
+
+    /// How many of an account's exchanges other gateways have told of.
+    #[must_use]
+    pub fn told_requests(&self, id: &AccountId) -> u32 {
+        let told = |account: &Account| match &account.own {
+            Some(own) => account.memory.requests.saturating_sub(own.memory.requests),
+            None if account.elsewhere => account.memory.requests,
+            None => 0,
+        };
+        self.account(id).map_or(0, told)
+    }
+
+    /// Takes in a tier and suspicion that another gateway has judged at a time, unix milliseconds,
+    /// ahead of what it has seen.
+    pub fn hold(
+        &mut self,
+        id: &AccountId,
+        tier: Tier,
+        suspicion: f64,
+        at_ms: u64,
+        cluster: Option<u64>,
+    ) {
+        let key = self.account_key(id);
+        let mut held = Held::default();
+        held.judge(suspicion.clamp(0.0, 1.0), at_ms, &self.policy.tiers);
+        held.tier = tier;
+        let account = self
+            .accounts
+            .touch(key, || Box::new(Account { elsewhere: true, ..Account::new(id.clone()) }));
+        let before = account.cluster;
+        account.held.join(&held);
+        account.cluster = label(before, cluster);
+        let now = account.cluster;
+        self.join_cluster(key, before, now);
+    }
+
     /// Whether to remember which accounts change, for whoever takes them with
     /// [`Self::take_changed`]. Nobody does from the start.
     pub fn set_tracking(&mut self, tracked: bool) {
         self.changes.tracked = tracked;
         if !tracked {
-            self.take_changed(usize::MAX);
+            for key in std::mem::take(&mut self.changes.keys) {
+                if let Some(account) = self.accounts.get_mut(key) {
+                    account.changed = false;
+                }
+            }
         }
     }
 
     /// Accounts of which something was noted, judged or told here since they were last taken, each
-    /// once and the oldest change first, at most `max`. What was let go since is left out.
+    /// once and the oldest change first, at most `max`. What was let go since is left out; what is
+    /// not whole yet ([`Self::is_restored`]) waits.
     pub fn take_changed(&mut self, max: usize) -> Vec<AccountId> {
         let mut taken = Vec::new();
-        while taken.len() < max
-            && let Some(key) = self.changes.keys.pop_front()
-        {
-            if let Some(account) = self.accounts.get_mut(key) {
-                account.changed = false;
-                taken.push(account.id.clone());
+        for _ in 0..self.changes.keys.len() {
+            if taken.len() >= max {
+                break;
             }
+            let Some(key) = self.changes.keys.pop_front() else { break };
+            let Some(account) = self.accounts.get_mut(key) else { continue };
+            if self.stored && !account.restored {
+                self.changes.keys.push_back(key);
+                continue;
+            }
+            account.changed = false;
+            taken.push(account.id.clone());
         }
         taken
     }

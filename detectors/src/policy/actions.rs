@@ -326,6 +326,33 @@ pub enum WhenLate {
     Refuse,
 }
 
+/// What holds where several gateways act as one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Fleet {
+    /// What becomes of requests while this gateway does not hear from the others.
+    pub when_apart: WhenApart,
+    /// Seconds without them after which that holds.
+    pub apart_seconds: f64,
+}
+
+impl Default for Fleet {
+    fn default() -> Self {
+        Self { when_apart: WhenApart::Serve, apart_seconds: 30.0 }
+    }
+}
+
+/// What becomes of requests while a gateway does not hear from the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenApart {
+    /// They are served by what this gateway knows (fail open).
+    #[default]
+    Serve,
+    /// They are refused for a moment (fail closed).
+    Refuse,
+}
+
 /// How answers are marked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -230,6 +230,7 @@ impl World {
             http,
             format: from.format,
             foreign_marks: 0,
+            indicators: Vec::new(),
             conversation: if opaque { Conversation::default() } else { conversation },
             answer: Answer {
                 status: ask.status.unwrap_or(200),

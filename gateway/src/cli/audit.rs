@@ -23,7 +23,7 @@ pub enum Command {
         #[arg(long, value_name = "HEAD")]
         anchor: Vec<Anchor>,
     },
-    /// Write the audit as JSON lines of number, hash and text; `verify --file` reads them.
+    /// Write the audit as JSON lines of hash and entry; `verify --file` reads them.
     Export {
         /// Data directory of a gateway, running or not, or a backup of one.
         #[arg(long, value_name = "DIR")]
@@ -71,8 +71,7 @@ pub fn run(command: &Command, out: &mut dyn Write) -> Result<(), String> {
             let reader = Reader::open(data).map_err(|error| error.to_string())?;
             let mut out = BufWriter::new(out);
             reader.audit_each(*after, |entry| {
-                let line = serde_json::to_string(&Link::shown(entry)).map_err(|e| e.to_string())?;
-                writeln!(out, "{line}").map_err(|error| error.to_string())
+                writeln!(out, "{}", Link::shown(entry).line()).map_err(|error| error.to_string())
             })?;
             out.flush().map_err(|error| error.to_string())
         }
@@ -159,9 +158,7 @@ pub(super) fn each_link(
         if line.len() as u64 > AUDIT_LINE_BYTES_MAX {
             return Err(at(format!("has more than {AUDIT_LINE_BYTES_MAX} bytes")));
         }
-        let link = serde_json::from_slice(&line)
-            .map_err(|error| at(format!("is no line of an exported audit: {error}")))?;
-        take(link).map_err(at)?;
+        take(Link::read(&line).map_err(at)?).map_err(at)?;
     }
     Ok(())
 }
@@ -240,11 +237,11 @@ mod tests {
         assert!(verify(&tail, &[&kept]).unwrap().starts_with("5 entries, whole from 11 to 15\n"));
         assert!(verify(&tail, &[]).unwrap_err().contains("--anchor"));
 
-        let damaged = export(0).replace(r#"\"reason\":\"7\""#, r#"\"reason\":\"8\""#);
+        let damaged = export(0).replace(r#""reason":"7""#, r#""reason":"8""#);
         let file = folder.write("damaged.ndjson", damaged);
         let error = verify(&file, &[]).unwrap_err();
         assert!(error.contains("damaged.ndjson:8: entry 8 was changed"), "{error}");
-        let file = folder.write("cut.ndjson", &export(0)[..200]);
+        let file = folder.write("cut.ndjson", &export(0)[..100]);
         assert!(verify(&file, &[]).unwrap_err().contains("cut.ndjson:1: is no line"));
     }
 

@@ -84,6 +84,7 @@ const POLICY_TABLES: &[&str] = &[
     "allow",
     "memory",
     "enforcement",
+    "fleet",
     "action",
     "rule",
     "limit",

@@ -24,8 +24,8 @@ use super::loopback;
 use super::run::{assemble, start_log, write_private};
 use crate::admin::Readiness;
 use crate::config::{
-    Admin, Certificate, Config, Identity, Listener, ListenerTls, Log, Route, Secret, Server,
-    StoreKind, StoreSettings, Upstream, UpstreamProtocol,
+    Admin, AdminToken, Certificate, Config, Identity, Listener, ListenerTls, Log, Route, Secret,
+    Server, StoreKind, StoreSettings, Upstream, UpstreamProtocol,
 };
 use crate::demo::report::Ink;
 use crate::demo::{sample_upstream, show};
@@ -232,14 +232,21 @@ fn config(
             retries: 1,
         })],
         networks: Arc::default(),
+        webhooks: Vec::new(),
+        ioc: None,
         policies: Arc::default(),
+        redis: None,
         identity: Identity {
             key: secrets.identity.clone().into(),
             jwt: None,
             client_certificate: false,
             organisation_header: None,
         },
-        admin: Admin { address: options.admin, token: Secret::new(secrets.admin_token.clone()) },
+        admin: Admin {
+            address: options.admin,
+            tokens: vec![AdminToken::admin(Secret::new(secrets.admin_token.clone()))],
+            tls: None,
+        },
         store: StoreSettings {
             kind: StoreKind::Memory,
             dir: folder.to_owned(),

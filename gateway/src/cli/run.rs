@@ -5,7 +5,7 @@ use std::fs::OpenOptions;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use detectors::facts::Facts;
@@ -25,13 +25,15 @@ use crate::account::AccountNamer;
 use crate::account::jwks::KeySource;
 use crate::admin::{AdminApp, AdminState};
 use crate::audit::{Actor, Said};
-use crate::config::{Config, Log, StoreKind, file};
+use crate::config::{Config, Log, Redis, StoreKind, file};
 use crate::enforce::Enforcer;
 use crate::enforce::marks::{self, Marks};
 use crate::exchanges::{ExchangeLog, Recorder, TextKey};
+use crate::fleet::{self, Fleet};
 use crate::gateway::Gateway;
+use crate::ioc::{self, Exchange};
 use crate::judge::Judge;
-use crate::limits::{POLICY_FILE_INTERVAL, STORE_SETTLE_MAX};
+use crate::limits::{FLEET_FIRST_WORDS_MAX, POLICY_FILE_INTERVAL, STORE_SETTLE_MAX};
 use crate::listener::ListenerApp;
 use crate::listener::tls::{CertificateStore, key_log_wanted, server_config};
 use crate::memory::AccountMemory;
@@ -39,6 +41,7 @@ use crate::metrics::Metrics;
 use crate::network::NetworkStore;
 use crate::store::Store;
 use crate::upstream::UpstreamPool;
+use crate::webhook::Webhooks;
 
 /// Log levels of the libraries that see what clients and upstreams send.
 const LIBRARY_LEVELS: &str = "pingora_core=warn,pingora_core::apps=off,pingora_core::connectors=off,pingora_core::protocols=off,h2=off,rustls=off,hyper=off";
@@ -121,7 +124,14 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
     }
     let jwks = namer.key_source().cloned();
     let store = open_store(&config)?;
+    let indicators = Exchange::new(config.ioc.clone(), store.clone(), metrics.clone());
+    let indicators = indicators.map_err(|error| error.to_string())?;
     let (enforcer, memory) = enforcer(&config, store, &metrics)?;
+    enforcer.look_up_in(indicators.clone());
+    if let Some(redis) = &config.redis {
+        let fleet = fleet(redis, &config, &enforcer, &metrics);
+        server.add_service(background_service("fleet", fleet));
+    }
     let exchanges = Arc::new(exchanges);
     let gateway = Gateway::new(config, pools, namer, metrics.clone(), exchanges, enforcer.clone());
     let gateway = Arc::new(gateway);
@@ -150,24 +160,38 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
         service.add_tcp(&address);
         server.add_service(service);
     }
-    let watched = Certificates { stores: certificates, metrics: metrics.clone() };
-    server.add_service(background_service("certificates", watched));
     let policies = Policies { enforcer: enforcer.clone() };
     server.add_service(background_service("policy", policies));
+    let indicators_service = Indicators { exchange: indicators.clone() };
+    server.add_service(background_service("indicators", indicators_service));
     let networks = Networks { store: config.networks.clone() };
     server.add_service(background_service("networks", networks));
+    let webhooks = Webhooks::new(&config.webhooks, enforcer.store(), &metrics)?;
+    server.add_service(background_service("webhooks", webhooks));
     let for_readiness = gateway.clone();
     let admin = AdminState::new(
-        metrics,
+        metrics.clone(),
         gateway.exchanges.clone(),
         enforcer,
-        &config.admin.token,
+        &config.admin.tokens,
+        payment_key(config),
         move || for_readiness.readiness(),
     );
-    let mut service = Service::new("admin".to_owned(), AdminApp::new(admin));
+    let admin_tls = match &config.admin.tls {
+        None => None,
+        Some(tls) => {
+            let store =
+                CertificateStore::load(&tls.certificates).map_err(|error| error.to_string())?;
+            certificates.push(store.clone());
+            Some(server_config(tls, store, false).map_err(|error| error.to_string())?)
+        }
+    };
+    let mut service = Service::new("admin".to_owned(), AdminApp::new(admin, admin_tls));
     service.add_tcp(&config.admin.address.to_string());
     service.threads = Some(1);
     server.add_service(service);
+    let watched = Certificates { stores: certificates, metrics };
+    server.add_service(background_service("certificates", watched));
     let pid_file = config.server.pid_file.clone();
     if let Some(memory) = memory.clone() {
         server.add_service(background_service("rows", Rows { memory }));
@@ -213,12 +237,38 @@ fn enforcer(
     Ok((enforcer, memory))
 }
 
+/// What keeps this gateway and the others of one mind.
+fn fleet(
+    redis: &Redis,
+    config: &Config,
+    enforcer: &Arc<Enforcer>,
+    metrics: &Arc<Metrics>,
+) -> Fleet {
+    let acts = Arc::downgrade(enforcer);
+    let parts = fleet::Parts {
+        store: enforcer.store().clone(),
+        on_word: Box::new(move |word| {
+            if let Some(enforcer) = acts.upgrade() {
+                enforcer.apply(word);
+            }
+        }),
+        judge: enforcer.judge().clone(),
+        throttle: enforcer.throttle.clone(),
+        accounts_max: config.policies.in_force().policy.memory.accounts_max,
+        metrics: metrics.clone(),
+    };
+    let key_check = hex::encode(&derived(&config.identity.key, b"stillgate fleet")[..8]);
+    let fleet = Fleet::new(redis.clone(), &key_check, parts);
+    enforcer.join_fleet(fleet.presence());
+    fleet
+}
+
 /// The store that the configuration names.
 fn open_store(config: &Config) -> Result<Arc<Store>, String> {
     let settings = &config.store;
     let store = match settings.kind {
         StoreKind::Memory => Store::in_memory(settings.node.as_deref().unwrap_or("memory")),
-        StoreKind::Embedded => {
+        StoreKind::Embedded | StoreKind::Redis => {
             let check = store_key_check(&config.identity.key);
             Store::open(&settings.dir, settings.node.as_deref(), &check)
         }
@@ -235,9 +285,16 @@ pub fn store_key_check(identity_key: &[u8]) -> String {
 }
 
 /// A key for one purpose, of which nothing tells the identity key's.
-fn derived(identity_key: &[u8], purpose: &[u8]) -> [u8; 32] {
+pub(crate) fn derived(identity_key: &[u8], purpose: &[u8]) -> [u8; 32] {
     let digest = Sha256::new().chain_update(purpose).chain_update([0]);
     digest.chain_update(identity_key).finalize().into()
+}
+
+/// The key of what is kept of payment instruments. Where peers share a key it comes from that, so
+/// that what is told of one instrument is the same at each of them.
+fn payment_key(config: &Config) -> [u8; 32] {
+    let shared = config.ioc.as_ref().and_then(|ioc| ioc.exchange_key.as_deref());
+    derived(shared.unwrap_or(&config.identity.key), b"stillgate payments")
 }
 
 /// The key of the engine's hashes: derived, so that no hash in it is a pseudonym's or a trace's.
@@ -381,6 +438,19 @@ impl BackgroundService for Rows {
     }
 }
 
+/// Follows what is told of indicators, and tells peers.
+struct Indicators {
+    exchange: Arc<Exchange>,
+}
+
+#[async_trait]
+impl BackgroundService for Indicators {
+    async fn start(&self, shutdown: ShutdownWatch) {
+        let follow = self.exchange.clone().follow(shutdown.clone());
+        tokio::join!(follow, ioc::peers::run(self.exchange.clone(), shutdown));
+    }
+}
+
 /// Watches the files that name networks.
 struct Networks {
     store: Arc<NetworkStore>,
@@ -430,6 +500,11 @@ impl BackgroundService for Start {
             if open.is_none_or(|open| wanted.iter().all(|port| open.contains(port))) {
                 break;
             }
+            tokio::time::sleep(START_POLL_INTERVAL).await;
+        }
+        // What operators said to others is known before anybody is sent here; but not for ever.
+        let begun = Instant::now();
+        while self.gateway.enforcer.is_apart() && begun.elapsed() < FLEET_FIRST_WORDS_MAX {
             tokio::time::sleep(START_POLL_INTERVAL).await;
         }
         self.gateway.listening();

@@ -7,7 +7,11 @@
 //!
 //! Source: TOML 1.0. Relative paths in the file are relative to the file.
 
+mod admin;
+mod ioc;
+mod redis;
 mod store;
+mod webhook;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -29,9 +33,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Admin, Certificate, Config, FingerprintHeaders, HealthCheck, Identity, JwksSource, Jwt,
-    Listener, ListenerTls, Log, OrganisationHeader, Record, Route, Secret, Server, Upstream,
-    UpstreamProtocol,
+    Certificate, Config, FingerprintHeaders, HealthCheck, Identity, JwksSource, Jwt, Listener,
+    ListenerTls, Log, OrganisationHeader, Record, Route, Server, Upstream, UpstreamProtocol,
 };
 use crate::account::jwks::KeySet;
 use crate::limits::{CONFIG_FILE_BYTES_MAX, Limits};
@@ -42,11 +45,6 @@ use crate::policy::PolicyStore;
 
 /// Bytes of the identity key at least: the output size of its hash (RFC 2104, section 3).
 const IDENTITY_KEY_BYTES_MIN: usize = 32;
-/// Characters of the admin token at least, on a loopback address.
-const ADMIN_TOKEN_CHARS_MIN: usize = 16;
-/// Characters of the admin token at least, on any other address.
-const ADMIN_TOKEN_CHARS_MIN_EXPOSED: usize = 32;
-
 /// One thing wrong with a configuration file. Never carries a secret's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
@@ -171,8 +169,11 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
     let identity = read_identity(&mut root, client_ca);
     let networks = read_networks(&mut root);
     let policies = read_policies(&mut root);
-    let admin = read_admin(&mut root, &listeners);
+    let admin = admin::read(&mut root, &listeners);
+    let ioc = ioc::read_ioc(&mut root);
     let store = store::read(&mut root);
+    let webhooks = webhook::read(&mut root);
+    let redis = redis::read(&mut root, store.as_ref().map(|store| store.kind));
     let record = read_record(&mut root);
     let limits = read_limits(&mut root);
     let server = read_server(&mut root);
@@ -186,8 +187,11 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
         networks: networks?,
         policies: policies?,
         admin: admin?,
+        ioc,
+        redis: redis?,
         store: store?,
         record,
+        webhooks: webhooks?,
         limits: limits?,
         server,
         log,
@@ -253,9 +257,14 @@ fn read_listener(
 }
 
 fn read_certificate(mut table: Section<'_, '_>) -> Option<Certificate> {
+    let certificate = read_certificate_files(&mut table);
+    table.finish();
+    certificate
+}
+
+fn read_certificate_files(table: &mut Section<'_, '_>) -> Option<Certificate> {
     let chain_item = table.required("chain", "the path of a PEM file, leaf certificate first");
     let key_item = table.required("key", "the path of the certificate's private key in PEM");
-    table.finish();
     let (chain_item, key_item) = (chain_item?, key_item?);
     let certificate = Certificate { chain: chain_item.path()?, key: key_item.path()? };
     key_item.check_permissions(&certificate.key);
@@ -587,47 +596,6 @@ fn read_policies(root: &mut Section<'_, '_>) -> Option<Arc<PolicyStore>> {
             None
         }
     }
-}
-
-fn read_admin(root: &mut Section<'_, '_>, listeners: &[Option<Listener>]) -> Option<Admin> {
-    let how = "give token_file = \"admin.token\" (make one: openssl rand -hex 32 > admin.token; \
-               chmod 600 admin.token) or token_env = \"NAME\"";
-    let mut table = root
-        .required("admin", &format!("the admin endpoint needs a token: {how}"))
-        .and_then(|item| item.table())?;
-    let address = match table.optional("address") {
-        Some(item) => item.socket_address().inspect(|address| {
-            if listeners.iter().flatten().any(|listener| listener.address == *address) {
-                item.error(format!("{address} is already a listener's address"));
-            }
-        }),
-        None => Some(SocketAddr::from(([127, 0, 0, 1], 9090))),
-    };
-    let token = table.secret("token_file", "token_env", how).and_then(|(item, bytes)| {
-        let exposed = address.is_some_and(|address| !address.ip().is_loopback());
-        admin_token(&bytes, exposed).map_err(|wrong| item.error(format!("{wrong}; {how}"))).ok()
-    });
-    table.finish();
-    Some(Admin { address: address?, token: token? })
-}
-
-fn admin_token(secret: &[u8], exposed: bool) -> Result<Secret, String> {
-    let token = std::str::from_utf8(secret).map(str::trim).unwrap_or_default();
-    if !token.bytes().all(|byte| byte.is_ascii_graphic())
-        || (token.is_empty() && !secret.is_empty())
-    {
-        return Err("must be one line of printable ASCII without spaces".into());
-    }
-    let (chars_min, place) = if exposed {
-        (ADMIN_TOKEN_CHARS_MIN_EXPOSED, "on an address that is not loopback")
-    } else {
-        (ADMIN_TOKEN_CHARS_MIN, "on a loopback address")
-    };
-    if token.len() < chars_min {
-        let chars = token.len();
-        return Err(format!("has {chars} characters, at least {chars_min} are needed {place}"));
-    }
-    Ok(Secret::new(token))
 }
 
 fn read_record(root: &mut Section<'_, '_>) -> Option<Record> {
@@ -1224,7 +1192,7 @@ fn article(type_name: &str) -> String {
 }
 
 /// Names become metric labels and policy keys, so they stay simple.
-fn check_name(name: &str) -> Result<(), String> {
+pub(crate) fn check_name(name: &str) -> Result<(), String> {
     let simple = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
     if simple && (1..=64).contains(&name.len()) {
         return Ok(());
@@ -1324,6 +1292,7 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::Role;
 
     /// A directory that is gone when the test ends.
     pub(crate) struct TestDirectory(PathBuf);
@@ -1386,7 +1355,7 @@ pub(crate) mod tests {
         }
     }
 
-    const MINIMAL: &str = r#"
+    pub(super) const MINIMAL: &str = r#"
 [[listener]]
 address = "127.0.0.1:8080"
 [[route]]
@@ -1403,17 +1372,20 @@ token_file = "admin.token"
     fn environment(name: &str) -> Option<String> {
         match name {
             "KEY" => Some("00112233445566778899aabbccddeeff".repeat(2)),
-            "TOKEN" => Some("t".repeat(32)),
+            "TOKEN" => Some("0123456789abcdef".repeat(2)),
             _ => None,
         }
     }
 
-    fn parse_in(directory: &TestDirectory, text: &str) -> Result<Config, Vec<ConfigError>> {
+    pub(super) fn parse_in(
+        directory: &TestDirectory,
+        text: &str,
+    ) -> Result<Config, Vec<ConfigError>> {
         parse_with(text, &directory.path().join("c.toml"), &environment)
     }
 
     /// The errors of a text without the file's name, `LINE: KEY: MESSAGE`.
-    fn errors_in(directory: &TestDirectory, text: &str) -> Vec<String> {
+    pub(super) fn errors_in(directory: &TestDirectory, text: &str) -> Vec<String> {
         let prefix = format!("{}:", directory.path().join("c.toml").display());
         match parse_in(directory, text) {
             Ok(_) => Vec::new(),
@@ -1424,7 +1396,7 @@ token_file = "admin.token"
         }
     }
 
-    fn ready() -> TestDirectory {
+    pub(super) fn ready() -> TestDirectory {
         let directory = TestDirectory::new();
         directory.secrets();
         directory.certificate("a", &["a.example"]);
@@ -1443,7 +1415,9 @@ token_file = "admin.token"
         assert_eq!(config.log, Log { level: "info".into(), json: false });
         assert!(config.warnings.is_empty(), "{:?}", config.warnings);
         assert_eq!(config.admin.address, "127.0.0.1:9090".parse().unwrap());
-        assert_eq!(config.admin.token.expose(), "0123456789abcdefghij");
+        let tokens = &config.admin.tokens;
+        assert_eq!((tokens.len(), tokens[0].secret.expose()), (1, "0123456789abcdefghij"));
+        assert_eq!((tokens[0].name.as_str(), tokens[0].role), ("admin", Role::Admin));
         assert_eq!(config.identity.key.as_ref(), (0..32).collect::<Vec<u8>>());
         assert_eq!(config.routes[0].path, "/");
         let upstream = &config.upstreams[config.routes[0].upstream];
@@ -1573,7 +1547,7 @@ threads = "two"
 "#;
         let expected = [
             r#"1: admin: is missing; the admin endpoint needs a token: give token_file = "admin.token" (make one: openssl rand -hex 32 > admin.token; chmod 600 admin.token) or token_env = "NAME""#,
-            r#"1: recrod: unknown key; did you mean "record"? (allowed: listener, upstream, route, identity, network, policy, admin, store, data_dir, node, keep_days, record, record_text, limits, server, log)"#,
+            r#"1: recrod: unknown key; did you mean "record"? (allowed: listener, upstream, route, identity, network, policy, admin, peer, ioc, store, data_dir, node, keep_days, webhook, redis, record, record_text, limits, server, log)"#,
             r#"3: listener[0].address: "localhost:80" is not IP:PORT, such as 0.0.0.0:8443"#,
             r#"6: listener[1].proxy_protocol_from[0]: "10.0.0.1/8" has bits after its prefix; write 10.0.0.0/8"#,
             "6: listener[1].proxy_protocol_from[1]: is an integer, expected a string",
@@ -1737,7 +1711,7 @@ threads = "two"
                 "admin.address",
                 "already a listener's address",
             ),
-            (token("token = \"0123456789abcdefghij\""), "admin.token", "unknown key; did you mean"),
+            (token("token = \"0123456789abcdefghij\""), "admin.token", "expected a list"),
             (end("[limits]\nheader_bytes_max = 2097152"), "limits.header_bytes_max", "to 1048576"),
             (
                 end("[limits]\ndecoded_body_bytes_max = 2048"),
@@ -1868,6 +1842,7 @@ threads = "two"
         directory.certificate("certificates/internal", &["internal.example.com"]);
         directory.write("GeoLite2-ASN.mmdb", crate::network::tests::sample_database());
         directory.write("policy.toml", "");
+        directory.write("webhook.secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n");
         for list in ["tor-exits.txt", "proxies.txt", "vpns.txt"] {
             directory.write(list, "192.0.2.1\n");
         }
@@ -1914,13 +1889,18 @@ threads = "two"
         assert_eq!((shown.retries, shown.protocol), (default.retries, default.protocol));
         assert_eq!(config.server.drain, defaults.server.drain);
         assert_eq!(config.log.level, defaults.log.level);
+        let [webhook] = config.webhooks.as_slice() else { panic!("one webhook") };
+        assert_eq!(webhook.events, crate::webhook::DEFAULT_EVENTS);
+        let seconds = [webhook.timeout, webhook.retry, webhook.retry_max, webhook.give_up_after];
+        assert_eq!(seconds.map(|time| time.as_secs()), [10, 1, 300, 86_400]);
     }
 
     /// `key = value` or `[table]`, not a sentence.
     fn is_setting(line: &str) -> bool {
         let key = line.split(" = ").next().unwrap();
         let plain = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b"_2".contains(&b));
-        (line.contains(" = ") && plain(key)) || line.starts_with("[identity.")
+        let table = ["[identity.", "[[webhook]]"].iter().any(|table| line.starts_with(table));
+        (line.contains(" = ") && plain(key)) || table
     }
 
     #[test]

@@ -277,7 +277,7 @@ pub fn summary(of: &Summary, ink: Ink) -> String {
         let _ = write!(
             text,
             "\n# undo the takedown; see who is to be looked at, and why this account\n\
-             {auth} -X DELETE {base}/clusters/{}/takedown\n\
+             {auth} -X DELETE '{base}/clusters/{}/takedown?reason=demo'\n\
              {auth} {base}/review\n\
              {auth} {base}/accounts/{}\n",
             gone.cluster, gone.trigger
@@ -468,7 +468,7 @@ mod tests {
             "             acct-a (3), acct-b (3), acct-c (3), 1 more\n",
             "             40 of 44 choices of words are by the cluster's key; by chance p < 10^-8\n",
             "curl -H 'authorization: Bearer t0ken' -X DELETE \
-             http://127.0.0.1:9443/v1/clusters/00c0ffee00c0ffee/takedown\n",
+             'http://127.0.0.1:9443/v1/clusters/00c0ffee00c0ffee/takedown?reason=demo'\n",
         ] {
             assert!(text.contains(expected), "{expected:?} is not in\n{text}");
         }

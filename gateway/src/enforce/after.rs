@@ -1,7 +1,10 @@
 //! What a judgement brings beside the treatment of answers: reviews and takedowns.
 
-use detectors::engine::Decision;
+use std::collections::HashSet;
+
+use detectors::engine::{Account, Decision, TieReport};
 use detectors::policy::{Action, Asked};
+use detectors::tier::Tier;
 use detectors::{AccountId, Enforcement, EnforcementAction, Event, OrganisationId};
 use serde_json::json;
 use tracing::{info, warn};
@@ -266,6 +269,8 @@ impl Enforcer {
             findings: json!(findings),
             ties: json!(ties),
             marks_of,
+            taken_by: None,
+            taken_ms: None,
         };
         let (entry, pushed_out) = self.reviews.put(entry);
         let mut writes = vec![Write::put(Table::Review, account.as_str(), &entry)];
@@ -292,6 +297,64 @@ impl Enforcer {
         let writes = vec![Write::remove(Table::Review, account.as_str())];
         Some((entry, self.store.commit(Batch::told(writes, told))))
     }
+
+    /// Has somebody look at an account in the queue, so that nobody else does.
+    pub fn take_review(&self, account: &AccountId, said: &Said) -> Taken {
+        let Some(entry) = self.reviews.get(account) else { return Taken::Nothing };
+        let now_ms = unix_ms();
+        let by = said.actor.name();
+        if entry.is_anothers(by, now_ms) {
+            return Taken::ByAnother;
+        }
+        let entry = Entry { taken_by: Some(by.to_owned()), taken_ms: Some(now_ms), ..entry };
+        let writes = vec![Write::put(Table::Review, account.as_str(), &entry)];
+        let told = said.entry(Act::ReviewTaken).account(account);
+        Taken::Taken(Box::new(entry), self.store.commit(Batch::told(writes, told)))
+    }
+
+    /// Up to `limit` members of a cluster, the most suspected first, each with its ties to other
+    /// members; and how many there are. The engine is free for others between two of them.
+    #[must_use]
+    pub fn cluster(&self, cluster: &str, limit: usize) -> (Vec<ClusterMember>, usize) {
+        let Ok(label) = parse_label(cluster) else { return (Vec::new(), 0) };
+        let of =
+            |account: &Account| (account.id.clone(), account.held.tier, account.held.suspicion);
+        let mut members = self.judge.cluster_members(label, of);
+        let all: HashSet<AccountId> = members.iter().map(|(id, _, _)| id.clone()).collect();
+        members.sort_by(|a, b| b.2.total_cmp(&a.2).then_with(|| a.0.cmp(&b.0)));
+        members.truncate(limit);
+        let with_ties = members.into_iter().map(|(account, tier, suspicion)| {
+            let mut ties = self.judge.ties(&account);
+            ties.retain(|tie| all.contains(&tie.account));
+            ties.truncate(TIES_SHOWN);
+            ClusterMember { account, tier, suspicion, ties }
+        });
+        (with_ties.collect(), all.len())
+    }
+}
+
+/// What came of asking for an account in the queue.
+#[derive(Debug)]
+pub enum Taken {
+    /// It is theirs, when that is durable.
+    Taken(Box<Entry>, Pending),
+    /// Somebody else looks at it.
+    ByAnother,
+    /// It is not in the queue.
+    Nothing,
+}
+
+/// A member of a cluster.
+#[derive(Debug)]
+pub struct ClusterMember {
+    /// Its pseudonym.
+    pub account: AccountId,
+    /// Tier by the last judgement.
+    pub tier: Tier,
+    /// Suspicion at the last judgement, 0..1.
+    pub suspicion: f64,
+    /// Ties to other members, the strongest first.
+    pub ties: Vec<TieReport>,
 }
 
 fn by_policy(version: &Version) -> Said {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use detectors::engine::Decision;
 use detectors::tier::Tier;
-use detectors::{AccountId, Event, ModelRelease, OrganisationId, Profile};
+use detectors::{AccountId, Event, OrganisationId, Profile};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -181,7 +181,7 @@ impl Enforcer {
                     self.judge.observe(&Event::Profile(profile.of(&account())));
                 }
             }
-            Table::Release => self.set_release(&register.key, read(register)),
+            Table::Release => self.judge.set_release(&register.key, read(register)),
             Table::Indicator | Table::Bundle | Table::Policy | Table::Cursor => {}
         }
     }
@@ -285,12 +285,6 @@ impl Enforcer {
         self.store.commit(Batch::told(vec![write], entry))
     }
 
-    fn set_release(&self, model: &str, at_ms: Option<u64>) {
-        let Some(at_ms) = at_ms else { return };
-        let model = Arc::from(model);
-        self.judge.observe(&Event::ModelRelease(ModelRelease { at_ms, model }));
-    }
-
     fn set_override(&self, account: &AccountId, word: Option<Override>) {
         self.keep_of(account, |kept| kept.overridden.clone_from(&word));
         self.standing(account).change(|state| state.overridden = word);
@@ -303,6 +297,7 @@ impl Enforcer {
         match word {
             Some(word) => {
                 let label = label_of(&word);
+                self.judge.hold(account, word.tier, word.suspicion, word.at_ms, label);
                 standing.told(word.tier, word.suspicion, label, word.changes);
             }
             None => standing.told(Tier::None, 0.0, None, Vec::new()),
@@ -375,5 +370,144 @@ fn read<T: DeserializeOwned>(register: &Register) -> Option<T> {
             warn!(table = ?register.table, line, column, "a word in the store cannot be read");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use detectors::watermark::Layers;
+
+    use super::super::review::Reason;
+    use super::super::tests::{enforcer, enforcer_over, override_tier, word};
+    use super::*;
+
+    fn decision(account: &AccountId, tier: Tier, before: Tier) -> Decision {
+        Decision {
+            account: account.clone(),
+            at_ms: unix_ms(),
+            request: 3,
+            tier,
+            before,
+            suspicion: 0.8,
+            cluster: Some(7),
+            contributions: Vec::new(),
+        }
+    }
+
+    /// Waits until everything that was to be kept is written.
+    fn settle(enforcer: &Enforcer) {
+        enforcer.store.commit(Batch::default()).wait().unwrap();
+    }
+
+    fn acts(enforcer: &Enforcer) -> Vec<Act> {
+        let query = crate::audit::Query { after: 0, limit: 100 };
+        let entries = enforcer.store.audit(&query).unwrap();
+        entries.iter().map(|chained| chained.entry().unwrap().act).collect()
+    }
+
+    #[test]
+    fn everything_that_was_said_is_known_after_a_restart() {
+        let before = enforcer("");
+        let [known, judged, suspended] = ["known", "judged", "suspended"].map(AccountId::new);
+        override_tier(&before, &known, word(Tier::Low).as_ref());
+        before.decided(&decision(&judged, Tier::High, Tier::None));
+        let suspension =
+            Suspension { cluster: "c".to_owned(), since_ms: 0, until_ms: unix_ms() + 60_000 };
+        let write = Write::put(Table::Suspension, suspended.as_str(), &suspension);
+        before.store.commit(Batch { writes: vec![write], audit: Vec::new() }).wait().unwrap();
+        let mark = before.marks.unregistered(&judged, Some(7), Layers::ALL, unix_ms()).unwrap();
+        before.store.commit(Batch { writes: vec![mark], audit: Vec::new() }).wait().unwrap();
+        let said = Said::by_operator("ops", "it is out");
+        before.tell_release("model-1", Some(5), &said).wait().unwrap();
+        let version = before.policies.in_force();
+        let mut asked = crate::judge::tests::observation("reviewed", 1, "How are you?");
+        assert!(before.admit(&mut asked).is_ok());
+        before.put_up_for_review(&AccountId::new("reviewed"), Reason::Tier, Vec::new(), &version);
+        settle(&before);
+
+        let after = enforcer_over("", before.store.clone());
+        let tier =
+            |account: &AccountId| after.standing(account).read(|state| state.tier(unix_ms()));
+        assert_eq!(
+            (tier(&known), tier(&judged), tier(&suspended)),
+            (Tier::Low, Tier::High, Tier::None)
+        );
+        let standing = after.standing(&suspended);
+        assert!(standing.read(|state| state.suspension(unix_ms()).is_some()));
+        after.standing(&judged).read(|state| {
+            assert_eq!((state.cluster, state.changes.len()), (Some(7), 1));
+        });
+        assert_eq!(after.reviews.list(9)[0].account.as_str(), "reviewed");
+        assert_eq!(after.marked().len(), 1);
+        let text = after.store.get(Table::Policy, &version.version).unwrap();
+        assert!(text.is_some_and(|text| text.value.is_some()));
+        let wanted = [Act::OverrideSet, Act::TierChanged, Act::ModelChanged, Act::ReviewRequested];
+        assert_eq!(
+            acts(&before).into_iter().filter(|act| *act != Act::Started).collect::<Vec<_>>(),
+            wanted
+        );
+    }
+
+    #[test]
+    fn another_gateways_word_is_acted_on_and_its_tier_is_not_lowered_by_the_next_request() {
+        let enforcer = enforcer(
+            "[limit.suspect]\nper = \"account\"\n[limit.suspect_cluster]\nper = \"cluster\"\n",
+        );
+        let account = AccountId::new("a");
+        let told = |table, value: &str, at_ms| Write {
+            table,
+            key: "a".to_owned(),
+            value: Some(value.to_owned()),
+            stamp: Some(crate::store::Stamp { at_ms, by: "other".into() }),
+        };
+        let commit = |write| {
+            let batch = Batch { writes: vec![write], audit: Vec::new() };
+            enforcer.store.commit(batch).wait().unwrap();
+        };
+        let now_ms = unix_ms();
+        let word = TierWord {
+            tier: Tier::High,
+            suspicion: 0.8,
+            at_ms: now_ms,
+            cluster: None,
+            changes: Vec::new(),
+        };
+        commit(told(Table::Tier, &serde_json::to_string(&word).unwrap(), now_ms));
+        let tier = || enforcer.standing(&account).read(|state| state.tier(unix_ms()));
+        assert_eq!(tier(), Tier::High);
+        let mut asked = crate::judge::tests::observation("a", 1, "How are you?");
+        asked.at_ms = now_ms + 5;
+        let leave = enforcer.admit(&mut asked).ok().unwrap();
+        assert!(leave.treatment().watermark, "{:?}", leave.treatment());
+        assert_eq!(tier(), Tier::High);
+        // An older word changes nothing, and one that cannot be read nothing either.
+        commit(told(Table::Tier, "{}", now_ms - 1));
+        assert_eq!(tier(), Tier::High);
+        commit(told(Table::Override, "{\"tier\": \"nonsense\"}", now_ms));
+        assert_eq!(tier(), Tier::High);
+    }
+
+    #[test]
+    fn a_takedown_is_undone_with_every_suspension_that_it_brought() {
+        let enforcer = enforcer("");
+        let said = Said::by_operator("ops", "they are known");
+        assert!(enforcer.undo_takedown("00000000000000aa", &said).is_err());
+        let takedown =
+            super::super::takedown::tests::takedown("00000000000000aa", unix_ms() + 60_000);
+        let [first, second] = ["first", "second"].map(AccountId::new);
+        let writes = vec![
+            Write::put(Table::Takedown, &takedown.cluster, &takedown),
+            Write::put(Table::Suspension, "first", &takedown.suspension()),
+            Write::put(Table::Suspension, "second", &takedown.suspension()),
+        ];
+        enforcer.store.commit(Batch { writes, audit: Vec::new() }).wait().unwrap();
+        let suspended = |account: &AccountId| {
+            enforcer.standing(account).read(|state| state.suspension(unix_ms()).is_some())
+        };
+        assert!(suspended(&first) && suspended(&second));
+        let (_, done) = enforcer.undo_takedown("00000000000000aa", &said).unwrap();
+        done.wait().unwrap();
+        assert!(!suspended(&first) && !suspended(&second));
+        assert!(enforcer.kept.lock().is_empty());
     }
 }

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use detectors::policy::Watermarks;
 use detectors::watermark::zero_width::{FrameReader, account_tag};
 use detectors::watermark::{
-    CanarySearch, Candidate, Edit, FenceTracker, Identity, Kind, Layers, Marker, Marking,
-    MasterKey, Wordings, canary, epoch, may_mark,
+    CanarySearch, Candidate, Edit, Evidence, FenceTracker, Identity, Kind, Layers, Marker, Marking,
+    MasterKey, Report, Wordings, canary, epoch, may_mark,
 };
 use detectors::{AccountId, Conversation, Role};
 use parking_lot::{Mutex, RwLock};
@@ -200,6 +200,29 @@ impl Marks {
             .collect();
         candidates.sort_by(|a, b| (&a.account, &a.cluster).cmp(&(&b.account, &b.cluster)));
         candidates
+    }
+
+    /// Whose marks a text carries, against up to `candidates_max` candidates, the ones marked last;
+    /// and how many there are beyond. `prompt` led to the text: what stands there does not count.
+    #[must_use]
+    pub fn verify(
+        &self,
+        text: &str,
+        prompt: Option<&str>,
+        candidates_max: usize,
+    ) -> (Report, usize) {
+        let mut candidates = self.candidates();
+        let left_out = candidates.len().saturating_sub(candidates_max);
+        if left_out > 0 {
+            candidates.sort_by_key(|candidate| std::cmp::Reverse(candidate.last_epoch));
+            candidates.truncate(candidates_max);
+        }
+        let mut evidence = Evidence::new(&self.wordings, &self.key);
+        if let Some(prompt) = prompt {
+            evidence.read_prompt(prompt);
+        }
+        evidence.read(text);
+        (evidence.report(&self.key, &candidates), left_out)
     }
 
     /// What an indicator bundle says of an account's marks: its frame tag and its canaries.

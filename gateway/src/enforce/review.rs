@@ -11,6 +11,9 @@ use serde_json::Value;
 
 use crate::limits::REVIEW_MAX;
 
+/// How long an account that somebody looks at is theirs.
+const TAKEN_MS: u64 = 3_600_000;
+
 /// Why an account is in the queue; what weighs more comes later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -50,6 +53,21 @@ pub struct Entry {
     pub ties: Value,
     /// Accounts to whom was served what it handed in.
     pub marks_of: Vec<AccountId>,
+    /// Who looks at it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_by: Option<String>,
+    /// Since when, unix milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_ms: Option<u64>,
+}
+
+impl Entry {
+    /// Whether somebody else looks at it.
+    #[must_use]
+    pub fn is_anothers(&self, by: &str, now_ms: u64) -> bool {
+        let another = self.taken_by.as_ref().is_some_and(|taken| taken != by);
+        another && self.taken_ms.is_some_and(|at| now_ms < at.saturating_add(TAKEN_MS))
+    }
 }
 
 /// The queue: one entry an account, the oldest first.
@@ -69,6 +87,10 @@ impl Queue {
             entry.reason = entry.reason.max(held.reason);
             if entry.marks_of.is_empty() {
                 entry.marks_of = std::mem::take(&mut held.marks_of);
+            }
+            if entry.taken_by.is_none() {
+                entry.taken_by = held.taken_by.take();
+                entry.taken_ms = held.taken_ms;
             }
             *held = entry.clone();
             return (entry, None);
@@ -133,6 +155,8 @@ mod tests {
             findings: Value::Null,
             ties: Value::Null,
             marks_of: Vec::new(),
+            taken_by: None,
+            taken_ms: None,
         }
     }
 

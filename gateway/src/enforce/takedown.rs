@@ -152,6 +152,7 @@ impl Takedown {
 ///
 /// Source: threat model, "IOC Sharing Protocol".
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Bundle {
     /// Mean suspicion of the members, 0..1.
     pub confidence: f64,
@@ -247,7 +248,7 @@ impl Log {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn member(account: &str, suspicion: f64, organisation: Option<u64>) -> Member {
@@ -289,21 +290,25 @@ mod tests {
         assert_eq!(selection.suspended.len(), 3);
     }
 
-    #[test]
-    fn a_takedown_holds_until_it_ends_or_is_taken_back() {
-        let takedown = Takedown {
-            cluster: "c".to_owned(),
+    pub(crate) fn takedown(cluster: &str, until_ms: u64) -> Takedown {
+        Takedown {
+            cluster: cluster.to_owned(),
             status: Status::Active,
             by: Actor::System,
             reason: String::new(),
             at_ms: 0,
-            until_ms: 10,
+            until_ms,
             trigger: AccountId::new("a"),
             policy: "p".into(),
             suspended: Vec::new(),
             left_out: Vec::new(),
             indicators: Bundle::default(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_takedown_holds_until_it_ends_or_is_taken_back() {
+        let takedown = takedown("c", 10);
         assert!(takedown.holds(9) && !takedown.holds(10));
         for status in [Status::Waiting, Status::Undone, Status::Shadow] {
             assert!(!Takedown { status, ..takedown.clone() }.holds(9));

@@ -371,7 +371,7 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use rustls::client::WebPkiServerVerifier;
@@ -400,7 +400,7 @@ mod tests {
     }
 
     /// A client that trusts these chains, with or without a certificate of its own.
-    fn client(
+    pub(crate) fn client(
         trusted: &[&Certificate],
         versions: &[&'static rustls::SupportedProtocolVersion],
         own: Option<&Certificate>,
@@ -428,7 +428,7 @@ mod tests {
         }
     }
 
-    const BOTH: &[&rustls::SupportedProtocolVersion] =
+    pub(crate) const BOTH: &[&rustls::SupportedProtocolVersion] =
         &[&rustls::version::TLS13, &rustls::version::TLS12];
 
     /// Shakes hands in memory and lets one byte through each way, so that tickets arrive.

@@ -519,6 +519,21 @@ pub(super) fn scan_after(
     found.map(|found| sound(found.map_err(|error| readable(error, table))?)).collect()
 }
 
+/// Everything that is read in pages: each is given the last key before it and its length.
+pub(super) fn scan(
+    page: impl Fn(&str, usize) -> Result<Vec<Register>, StoreError>,
+) -> Result<Vec<Register>, StoreError> {
+    let mut all: Vec<Register> = Vec::new();
+    loop {
+        let fresh = page(all.last().map_or("", |last| &last.key), STORE_PAGE)?;
+        let whole = fresh.len() == STORE_PAGE;
+        all.extend(fresh);
+        if !whole {
+            return Ok(all);
+        }
+    }
+}
+
 pub(super) fn audit(connection: &Connection, query: &Query) -> Result<Vec<Chained>, StoreError> {
     let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
     let mut read = connection.prepare_cached(

@@ -12,7 +12,11 @@ const KEEP_DAYS_MAX: u32 = 3_650;
 const NODE_CHARS_MAX: usize = 64;
 
 pub(super) fn read(root: &mut Section<'_, '_>) -> Option<StoreSettings> {
-    let kinds = [("embedded", StoreKind::Embedded), ("memory", StoreKind::Memory)];
+    let kinds = [
+        ("embedded", StoreKind::Embedded),
+        ("redis", StoreKind::Redis),
+        ("memory", StoreKind::Memory),
+    ];
     let kind = match root.optional("store") {
         Some(item) => item.choice(&kinds)?,
         None => StoreKind::Embedded,
