@@ -122,7 +122,7 @@ impl Judge {
             return Judged::AsBefore;
         };
         let arrival = self.engine.try_lock_for(patience).and_then(|mut engine| {
-            match self.loader_for(&mut engine, account) {
+            match self.loader_to_tell(&mut engine, account) {
                 None => Some(take_in(&mut engine, arrived, profile.as_ref())),
                 Some(loader) => {
                     drop(engine);
@@ -170,21 +170,24 @@ impl Judge {
     }
 
     /// Who is to make an account whole; nobody where it is, or new for sure.
-    fn loader_for(&self, engine: &mut Engine, account: &AccountId) -> Option<&Arc<Loader>> {
+    fn loader_for(&self, engine: &Engine, account: &AccountId) -> Option<&Arc<Loader>> {
         let loader = self.loader.get()?;
-        if engine.is_restored(account) {
-            return None;
-        }
-        if loader.is_complete() && engine.evicted().0 == 0 {
+        let new = || loader.is_complete() && engine.evicted().0 == 0;
+        (!engine.is_restored(account) && !new()).then_some(loader)
+    }
+
+    /// As [`Self::loader_for`], of an account that is about to be told of: a new one is whole then.
+    fn loader_to_tell(&self, engine: &mut Engine, account: &AccountId) -> Option<&Arc<Loader>> {
+        let loader = self.loader_for(engine, account);
+        if loader.is_none() && !engine.is_restored(account) {
             engine.nothing_stored(account);
-            return None;
         }
-        Some(loader)
+        loader
     }
 
     /// Whether an account is whole, or new for sure.
     pub(crate) fn is_here(&self, account: &AccountId) -> bool {
-        self.loader_for(&mut self.engine.lock(), account).is_none()
+        self.loader_for(&self.engine.lock(), account).is_none()
     }
 
     /// The store has no row of an account.
@@ -195,7 +198,7 @@ impl Judge {
     /// Puts an account into the engine if it is stored, so that it is whole whatever is told of it
     /// next. Whether that was done in time.
     pub fn fetch(&self, account: &AccountId, patience: Duration) -> bool {
-        let loader = self.loader_for(&mut self.engine.lock(), account).cloned();
+        let loader = self.loader_for(&self.engine.lock(), account).cloned();
         loader.is_none_or(|loader| loader.fetch(account, patience))
     }
 
@@ -250,7 +253,9 @@ impl Judge {
             _ => None,
         };
         let mut engine = self.engine.lock();
-        match account.and_then(|account| Some((account, self.loader_for(&mut engine, account)?))) {
+        match account
+            .and_then(|account| Some((account, self.loader_to_tell(&mut engine, account)?)))
+        {
             None => drop(engine.observe(event)),
             Some((account, loader)) => {
                 drop(engine);

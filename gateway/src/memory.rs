@@ -268,6 +268,8 @@ impl AccountMemory {
             if let Some((row, profile)) = found {
                 match row {
                     Some(row) => self.judge.adopt(vec![row], Duration::ZERO),
+                    // Somebody who is only asked for does not come to be.
+                    None if matches!(wanted, Wanted::Nothing(_)) && profile.is_none() => {}
                     None => self.judge.nothing_stored(&account),
                 }
                 if let Some(profile) = profile {
