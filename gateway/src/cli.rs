@@ -1,6 +1,7 @@
 //! The command line.
 
 pub mod audit;
+pub mod backup;
 pub mod check;
 pub mod demo;
 pub mod evidence;
@@ -43,6 +44,8 @@ enum Command {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
+    /// Copy the store of a gateway, also of one that is running.
+    Backup(backup::Options),
     /// Judge recorded traffic, offline, with the engine that judges live traffic.
     Replay(replay::Options),
     /// Tell whose marks texts carry, and how sure that is.
@@ -82,6 +85,7 @@ pub fn main() -> ExitCode {
                 Err(error) => finish(Err(error.to_string())),
             }
         }
+        Command::Backup(options) => finish(backup::run(&options, &mut out)),
         Command::Replay(options) => finish(replay::run(&options, &mut out)),
         Command::Verify(options) => finish(verify::run(&options, &mut out)),
         Command::Audit(command) => finish(audit::run(&command, &mut out)),

@@ -282,6 +282,8 @@ pub struct StoreSettings {
     pub dir: PathBuf,
     /// This gateway's name; `None`: made up once and kept in the store.
     pub node: Option<String>,
+    /// Days after which what is remembered of an account that did not come back is deleted.
+    pub keep_days: u32,
 }
 
 /// Kinds of stores.

@@ -329,12 +329,17 @@ impl Enforcer {
         let standing = observation.account.as_ref().map(|account| self.standing(account));
         if let Some(standing) = &standing {
             let patience = Duration::from_millis(version.policy.enforcement.inline_ms_max);
-            self.profile(standing, observation, patience);
+            let profile = organisation(standing, observation);
+            let told = profile.is_some();
             let owners = self.recognise(standing, observation);
             if let Some(indicators) = self.indicators() {
                 observation.indicators = indicators.lookup(observation);
             }
-            match self.judge.arrived(observation, patience) {
+            let judged = self.judge.arrived(observation, profile, patience);
+            if told && !matches!(judged, Judged::Late) {
+                standing.change(|state| state.organisation.clone_from(&observation.organisation));
+            }
+            match judged {
                 Judged::Decided(decision) => self.decided(&decision),
                 Judged::AsBefore => {}
                 Judged::Late if version.policy.enforcement.when_late == WhenLate::Refuse => {
@@ -808,27 +813,6 @@ impl Enforcer {
         self.standings.get_with_by_ref(account, || self.remembered(account))
     }
 
-    /// Tells the engine the organisation, where it is new; at the next request where the engine is
-    /// not free in time.
-    fn profile(&self, standing: &Standing, observation: &Observation, patience: Duration) {
-        let Some(organisation) = &observation.organisation else { return };
-        if standing.read(|state| state.organisation.as_ref() == Some(organisation)) {
-            return;
-        }
-        let profile = Event::Profile(Profile {
-            at_ms: observation.at_ms,
-            account: standing.account.clone(),
-            organisation: Some(organisation.clone()),
-            created_s: None,
-            payment: None,
-            bin: None,
-            verified: false,
-        });
-        if self.judge.observe_within(&profile, patience) {
-            standing.change(|state| state.organisation = Some(organisation.clone()));
-        }
-    }
-
     fn count(
         &self,
         standing: Option<&Standing>,
@@ -851,6 +835,23 @@ struct How<'p> {
     suspended: bool,
     actions: &'p Actions,
     denied: Option<(Denied, Action)>,
+}
+
+/// The organisation of a request's credential, where the engine does not know it yet.
+fn organisation(standing: &Standing, observation: &Observation) -> Option<Event> {
+    let organisation = observation.organisation.as_ref()?;
+    if standing.read(|state| state.organisation.as_ref() == Some(organisation)) {
+        return None;
+    }
+    Some(Event::Profile(Profile {
+        at_ms: observation.at_ms,
+        account: standing.account.clone(),
+        organisation: Some(organisation.clone()),
+        created_s: None,
+        payment: None,
+        bin: None,
+        verified: false,
+    }))
 }
 
 /// `mode` of an action.

@@ -6,20 +6,23 @@
 //! that comes from there reaches answers under way through the account's standing.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
-use detectors::engine::{Account, Contribution, Decision, Engine, TieReport};
+use detectors::engine::{Account, AccountRow, Arrival, Contribution, Decision, Engine, TieReport};
 use detectors::facts::Facts;
 use detectors::keyed::Key;
 use detectors::policy::Policy;
 use detectors::seen::{Answered, Arrived, Pending};
 use detectors::tier::Tier;
 use detectors::{AccountId, Event, ModelRelease, Observation};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
-use crate::limits::{CHANGED_AT_ONCE, JUDGEMENT_QUEUE_MAX, JUDGEMENT_THREADS};
+use crate::limits::{
+    CHANGED_AT_ONCE, JUDGEMENT_QUEUE_MAX, JUDGEMENT_THREADS, ROW_FETCH_MAX, ROW_LOCK_MAX,
+};
+use crate::memory::Loader;
 use crate::metrics::Metrics;
 
 /// Takes decisions that come from the background.
@@ -34,6 +37,9 @@ pub struct Judge {
     work: Mutex<Receiver<Work>>,
     /// What each follower has yet to take.
     changed: Mutex<[Option<Waiting>; Follower::COUNT]>,
+    /// Who puts accounts with what is stored of them into the engine, where something is.
+    loader: OnceLock<Arc<Loader>>,
+    on_decision: OnceLock<Arc<OnDecision>>,
     metrics: Arc<Metrics>,
 }
 
@@ -97,26 +103,119 @@ impl Judge {
         let (queue, work) = sync_channel(JUDGEMENT_QUEUE_MAX);
         let engine = Mutex::new(Engine::new(policy, facts.clone(), key));
         let (work, changed) = (Mutex::new(work), Mutex::default());
-        Self { engine, facts, key, queue, work, changed, metrics }
+        let (loader, on_decision) = (OnceLock::new(), OnceLock::new());
+        Self { engine, facts, key, queue, work, changed, loader, on_decision, metrics }
     }
 
-    /// Takes in a request that has arrived and judges its account, where it is due. Waits at most
-    /// `patience` for the engine.
-    pub fn arrived(&self, observation: &Observation, patience: Duration) -> Judged {
-        let Some(arrived) = Arrived::read(observation, &self.facts, &self.key) else {
+    /// Takes in a request that has arrived, with what its credential tells of the account, and judges
+    /// the account, where it is due. Waits at most `patience` for the engine, and for the account's
+    /// row.
+    pub fn arrived(
+        &self,
+        observation: &Observation,
+        profile: Option<Event>,
+        patience: Duration,
+    ) -> Judged {
+        let (Some(account), Some(arrived)) =
+            (&observation.account, Arrived::read(observation, &self.facts, &self.key))
+        else {
             return Judged::AsBefore;
         };
-        let arrival = match self.engine.try_lock_for(patience) {
-            Some(mut engine) => engine.arrived(arrived),
-            None => {
-                self.metrics.judgements_late.inc();
-                return Judged::Late;
+        let arrival = self.engine.try_lock_for(patience).and_then(|mut engine| {
+            match self.loader_for(&engine, account) {
+                None => Some(take_in(&mut engine, arrived, profile.as_ref())),
+                Some(loader) => {
+                    drop(engine);
+                    loader.arrived(account, profile, arrived, patience)
+                }
             }
+        });
+        let Some(arrival) = arrival else {
+            self.metrics.judgements_late.inc();
+            return Judged::Late;
         };
         if let Some(pending) = arrival.pending {
             self.send(Work::Understand(Box::new(pending)));
         }
         arrival.decision.map_or(Judged::AsBefore, Judged::Decided)
+    }
+
+    /// Takes in a request, whoever waits for it.
+    pub(crate) fn take_in_arrived(&self, arrived: Arrived, profile: Option<&Event>) -> Arrival {
+        take_in(&mut self.engine.lock(), arrived, profile)
+    }
+
+    /// What became of a request that nobody waited for any more.
+    pub(crate) fn arrived_late(&self, arrival: Arrival) {
+        if let Some(pending) = arrival.pending {
+            self.send(Work::Understand(Box::new(pending)));
+        }
+        if let (Some(decision), Some(on_decision)) = (arrival.decision, self.on_decision.get()) {
+            on_decision(&decision);
+        }
+    }
+
+    /// From now on accounts that are not held are put into the engine by a loader.
+    pub(crate) fn load_with(&self, loader: Arc<Loader>) {
+        let _ = self.loader.set(loader);
+    }
+
+    /// Who is to put an account into the engine; nobody where it is held, or new for sure.
+    fn loader_for(&self, engine: &Engine, account: &AccountId) -> Option<&Arc<Loader>> {
+        let loader = self.loader.get()?;
+        let new = || loader.is_complete() && engine.evicted().0 == 0;
+        (!engine.holds(account) && !new()).then_some(loader)
+    }
+
+    /// Whether an account is held, or new for sure.
+    pub(crate) fn is_here(&self, account: &AccountId) -> bool {
+        self.loader_for(&self.engine.lock(), account).is_none()
+    }
+
+    /// Puts an account into the engine if it is stored, so that it is whole whatever is told of it
+    /// next. Whether that was done in time.
+    pub fn fetch(&self, account: &AccountId, patience: Duration) -> bool {
+        let loader = self.loader_for(&self.engine.lock(), account).cloned();
+        loader.is_none_or(|loader| loader.fetch(account, patience))
+    }
+
+    /// Everything that is held of some accounts, as it is stored.
+    pub(crate) fn rows(&self, accounts: &[AccountId]) -> Vec<AccountRow> {
+        let mut rows = Vec::with_capacity(accounts.len());
+        let mut left = accounts.iter().peekable();
+        while left.peek().is_some() {
+            let (engine, begun) = (self.engine.lock(), Instant::now());
+            while begun.elapsed() < ROW_LOCK_MAX
+                && let Some(account) = left.next()
+            {
+                rows.extend(engine.row(account));
+            }
+            MutexGuard::unlock_fair(engine);
+        }
+        rows
+    }
+
+    /// Takes back stored accounts that are not held yet; pauses at least so long after each few, and
+    /// as long as it has held the engine.
+    pub(crate) fn adopt(&self, rows: Vec<AccountRow>, pause: Duration) {
+        let mut left = rows.into_iter().peekable();
+        while left.peek().is_some() {
+            let (mut engine, begun) = (self.engine.lock(), Instant::now());
+            while begun.elapsed() < ROW_LOCK_MAX
+                && let Some(row) = left.next()
+            {
+                if !engine.holds(&row.id) {
+                    engine.adopt(row);
+                }
+            }
+            if !pause.is_zero() {
+                engine.make_room();
+            }
+            MutexGuard::unlock_fair(engine);
+            if !pause.is_zero() {
+                std::thread::sleep(begun.elapsed().max(pause));
+            }
+        }
     }
 
     /// Takes in how an exchange was answered. Never waits.
@@ -125,15 +224,26 @@ impl Judge {
         self.send(Work::Answered { account, exchange, answered });
     }
 
-    /// Takes in what else happened.
+    /// Takes in what else happened. Waits while accounts are being fetched that it is about.
     pub fn observe(&self, event: &Event) {
-        self.engine.lock().observe(event);
+        let account = match event {
+            Event::Profile(profile) => Some(&profile.account),
+            Event::Enforcement(enforcement) => Some(&enforcement.account),
+            _ => None,
+        };
+        let mut engine = self.engine.lock();
+        match account.and_then(|account| Some((account, self.loader_for(&engine, account)?))) {
+            None => drop(engine.observe(event)),
+            Some((account, loader)) => {
+                drop(engine);
+                loader.observe(account, event.clone());
+            }
+        }
     }
 
-    /// Takes it in if the engine is free in time; whether it was.
-    pub fn observe_within(&self, event: &Event, patience: Duration) -> bool {
-        let engine = self.engine.try_lock_for(patience);
-        engine.map(|mut engine| engine.observe(event)).is_some()
+    /// Takes in what happened to an account that is held, or not stored.
+    pub(crate) fn observe_held(&self, event: &Event) {
+        self.engine.lock().observe(event);
     }
 
     /// Takes in a tier that was judged elsewhere.
@@ -166,6 +276,7 @@ impl Judge {
     /// Judges an account now, with the evidence and its ties.
     #[must_use]
     pub fn explain(&self, account: &AccountId, now_ms: u64) -> Option<(Decision, Vec<TieReport>)> {
+        self.fetch(account, ROW_FETCH_MAX);
         let mut engine = self.engine.lock();
         let decision = engine.judge_now(account, now_ms)?;
         let ties = engine.explain_ties(account);
@@ -218,6 +329,13 @@ impl Judge {
         }
     }
 
+    /// How many changed accounts a follower has yet to take.
+    #[must_use]
+    pub fn changed_len(&self, follower: Follower) -> usize {
+        let own = self.changed.lock()[follower as usize].as_ref().map_or(0, |own| own.order.len());
+        own + self.engine.lock().changed_len()
+    }
+
     /// What this gateway has to tell of an account.
     #[must_use]
     pub fn contribution(&self, account: &AccountId) -> Option<Contribution> {
@@ -228,6 +346,9 @@ impl Judge {
     /// before, since then something of it was lost on the way and will come again. Whether it was
     /// taken.
     pub fn take_in(&self, others: &Contribution) -> bool {
+        if !self.fetch(&others.account, ROW_FETCH_MAX) {
+            return false;
+        }
         let mut engine = self.engine.lock();
         if others.memory.requests < engine.told_requests(&others.account) {
             return false;
@@ -255,6 +376,7 @@ impl Judge {
     /// When the system gives no thread.
     pub fn start(self: &Arc<Self>, on_decision: OnDecision) -> std::io::Result<()> {
         let on_decision = Arc::new(on_decision);
+        let _ = self.on_decision.set(on_decision.clone());
         for number in 0..JUDGEMENT_THREADS {
             let (judge, on_decision) = (self.clone(), on_decision.clone());
             let thread = std::thread::Builder::new().name(format!("judge-{number}"));
@@ -313,6 +435,13 @@ impl Judge {
             self.metrics.judgements_shed.with_label_values(&[detector]).inc();
         }
     }
+}
+
+fn take_in(engine: &mut Engine, arrived: Arrived, profile: Option<&Event>) -> Arrival {
+    if let Some(profile) = profile {
+        engine.observe(profile);
+    }
+    engine.arrived(arrived)
 }
 
 #[cfg(test)]
@@ -374,35 +503,26 @@ pub(crate) mod tests {
         };
         judge.start(Box::new(count)).unwrap();
         let patience = Duration::from_secs(1);
-        let first = judge.arrived(&observation("a", 1, "Why does bread rise?"), patience);
+        let first = judge.arrived(&observation("a", 1, "Why does bread rise?"), None, patience);
         assert!(matches!(first, Judged::Decided(_)), "{first:?}");
-        let again = judge.arrived(&observation("a", 2, "Why does bread rise?"), patience);
+        let again = judge.arrived(&observation("a", 2, "Why does bread rise?"), None, patience);
         assert!(matches!(again, Judged::Decided(_)), "{again:?}");
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         while decided.load(Ordering::Relaxed) == 0 {
             assert!(begun.elapsed() < Duration::from_secs(10), "nothing came from the background");
             std::thread::yield_now();
         }
         let nobody = Observation { account: None, ..observation("", 3, "Hello") };
-        assert!(matches!(judge.arrived(&nobody, patience), Judged::AsBefore));
+        assert!(matches!(judge.arrived(&nobody, None, patience), Judged::AsBefore));
     }
 
     #[test]
     fn an_engine_that_is_not_free_in_time_is_not_waited_for() {
         let judge = judge();
-        let held = judge.engine.lock();
-        let late = judge.arrived(&observation("a", 1, "Hello"), Duration::from_millis(5));
+        let _held = judge.engine.lock();
+        let late = judge.arrived(&observation("a", 1, "Hello"), None, Duration::from_millis(5));
         assert!(matches!(late, Judged::Late));
         assert_eq!(judge.metrics.judgements_late.get(), 1);
-        let account = AccountId::new("a");
-        let suspend = Event::Enforcement(detectors::Enforcement {
-            at_ms: 1,
-            account,
-            action: detectors::EnforcementAction::Suspend,
-        });
-        assert!(!judge.observe_within(&suspend, Duration::from_millis(5)));
-        drop(held);
-        assert!(judge.observe_within(&suspend, Duration::from_millis(5)));
     }
 
     #[test]

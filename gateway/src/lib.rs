@@ -18,6 +18,7 @@ pub mod ioc;
 pub mod judge;
 pub mod limits;
 pub mod listener;
+pub mod memory;
 pub mod metrics;
 pub mod network;
 pub mod outgoing;

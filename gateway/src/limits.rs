@@ -318,7 +318,7 @@ pub const ADMIN_MEMBERS_MAX: usize = 200;
 pub const ADMIN_TEXT_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Candidates against whom a text is tested at once, the ones marked last.
-pub const ADMIN_CANDIDATES_MAX: usize = 20_000;
+pub const ADMIN_CANDIDATES_MAX: usize = 2_000;
 
 /// Profiles sent at once.
 pub const ADMIN_PROFILES_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -482,6 +482,32 @@ pub const STORE_GROUP_MAX: usize = 256;
 pub const STORE_KEPT_MAX: usize = 65_536;
 /// Commits that a slow reader of the feed may lag behind.
 pub const STORE_FEED_MAX: usize = 8_192;
+/// Registers that are read, or let go, at a time.
+pub const STORE_PAGE: usize = 512;
+/// Largest file of state that is checked whole before it is used; a larger one is checked beside.
+/// Half a second's work.
+pub const STORE_CHECKED_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Longest time that the end of the process waits for the last changes to be written.
+pub const STORE_SETTLE_MAX: Duration = Duration::from_secs(5);
+/// Time after which a removal is forgotten.
+pub const STORE_REMOVED_KEPT: Duration = Duration::from_secs(30 * 86_400);
+
+// memory.rs
+/// Accounts whose rows are being fetched; requests of further ones are judged by their known tier.
+pub const ROW_QUEUE_MAX: usize = 4_096;
+/// Rows that are written in one transaction.
+pub const ROW_BATCH: usize = 2_000;
+/// Rows that are read at a time.
+pub const ROW_PAGE: usize = 256;
+/// Time between two looks for accounts that have changed.
+pub const ROW_FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+/// Longest time for which the engine is held to take rows out or in. Requests wait for it.
+pub const ROW_LOCK_MAX: Duration = Duration::from_micros(200);
+/// Longest time that an operator's question waits for an account's row.
+pub const ROW_FETCH_MAX: Duration = Duration::from_millis(250);
+/// Longest time for the last rows to be written when the process ends.
+pub const ROW_LAST_FLUSH_MAX: Duration = Duration::from_secs(10);
+
 /// Audit entries that are read at a time.
 pub const AUDIT_PAGE: usize = 1_000;
 /// A line of an exported audit. Entries hold no texts of customers; the longest tell of a takedown's

@@ -40,6 +40,9 @@ pub const UNREAD_REASONS: &[&str] = &["too_long", "encoded"];
 /// `outcome` of reading a file again.
 pub const RELOAD_OUTCOMES: &[&str] = &["ok", "failed"];
 
+/// `outcome` of the store's transactions.
+const STORE_OUTCOMES: &[&str] = &["ok", "failed"];
+
 /// `outcome` of an attempt to send a webhook's message; `given_up` comes beside the last one.
 pub const WEBHOOK_OUTCOMES: &[&str] = &["taken", "refused", "unreached", "given_up"];
 /// `part` of an exchange that the background detectors did not get.
@@ -88,6 +91,30 @@ const BUCKETS_SECONDS: &[f64] = &[
 /// The gateway's metrics, all in a registry of their own.
 #[derive(Debug)]
 pub struct Metrics {
+    /// Transactions of the store by `outcome`.
+    pub store_commits: IntCounterVec,
+    /// Their duration.
+    pub store_commit_duration: HistogramVec,
+    /// 1 while the store cannot be written.
+    pub store_failing: IntGauge,
+    /// Changes that wait to be written.
+    pub store_unwritten: IntGauge,
+    /// Changes that were given up.
+    pub store_dropped: IntCounter,
+    /// Rows of accounts written.
+    pub rows_written: IntCounter,
+    /// Rows of accounts taken back.
+    pub rows_read: IntCounter,
+    /// Rows of accounts that were left out.
+    pub rows_damaged: IntCounter,
+    /// Failed reads and writes of rows.
+    pub rows_failures: IntCounter,
+    /// Accounts that wait to be written.
+    pub rows_waiting: IntGauge,
+    /// For how long at most.
+    pub rows_lag: IntGauge,
+    /// Requests whose account's row was not there in time.
+    pub rows_late: IntCounter,
     registry: Registry,
     process: Process,
     /// Connections accepted on all listeners.
@@ -267,6 +294,18 @@ impl Metrics {
             fleet_reconciles: list.counter("fleet_reconciles_total", "Comparisons of everything with what Redis holds")?,
             fleet_shed: list.counters("fleet_shed_total", "What was not shared because there was too much of it", &["part"])?,
             marks_unregistered: list.counter("marks_unregistered_total", "Answers without marks because these could not be put on record in time")?,
+            store_commits: list.counters("store_commits_total", "Transactions of the store", &["outcome"])?,
+            store_commit_duration: list.short_seconds("store_commit_duration_seconds", "Transactions of the store until they are on disk", &[])?,
+            store_failing: list.gauge("store_failing", "1 while the store cannot be written")?,
+            store_unwritten: list.gauge("store_unwritten", "Changes that wait until the store can be written again")?,
+            store_dropped: list.counter("store_dropped_total", "Changes that were never written")?,
+            rows_written: list.counter("account_rows_written_total", "Rows of accounts written to the store")?,
+            rows_read: list.counter("account_rows_read_total", "Rows of accounts taken back from the store")?,
+            rows_damaged: list.counter("account_rows_damaged_total", "Rows of accounts that could not be read and were left out")?,
+            rows_failures: list.counter("account_rows_failures_total", "Failed reads and writes of rows of accounts")?,
+            rows_waiting: list.gauge("account_rows_waiting", "Accounts that have changed since their rows were written")?,
+            rows_lag: list.gauge("account_rows_lag_seconds", "Longest time for which a change of an account may have waited to be written")?,
+            rows_late: list.counter("account_rows_late_total", "Requests whose account's row was not there in time")?,
             audit_entries: list.gauge("audit_entries", "Number of the audit's last entry")?,
             webhook_deliveries: list.counters("webhook_deliveries_total", "Attempts to send a webhook's messages", &["webhook", "outcome"])?,
             webhook_lag: list.gauges("webhook_lag_entries", "Audit entries that a webhook is behind", &["webhook"])?,
@@ -302,6 +341,7 @@ impl Metrics {
             (&self.policy_reloads, RELOAD_OUTCOMES),
             (&self.judgements_shed, SHED_PARTS),
             (&self.marks_recognised, MARK_LAYERS),
+            (&self.store_commits, STORE_OUTCOMES),
             (&self.ioc_bundles_received, IOC_OUTCOMES),
             (&self.admin_refused, ADMIN_REFUSALS),
             (&self.fleet_words, DIRECTIONS),

@@ -3,36 +3,45 @@
 //!
 //! Two databases in one directory. `state` holds *registers* and the audit: small, durable before
 //! anything is acknowledged, committed in groups by one thread. `memory` holds a row an account,
-//! written behind. They are apart so that a long write of rows never holds up a short one of state.
+//! written behind. They are apart so that a long write of rows never holds up a short one of state,
+//! and are read through connections of their own, a page at a time, so that nobody who reads holds up
+//! who writes.
 //!
 //! A register is the latest word on one key of one [`Table`], with a [`Stamp`]; of two words the one
 //! with the later stamp counts, wherever it was said. So registers of several gateways merge in any
 //! order, and a removal is a word like any other.
 //!
+//! Two processes may have the directory open, at a hot upgrade. Each takes in what the other writes
+//! within a fraction of a second, and the audit of both is one chain.
+//!
 //! Whoever acts on what is held keeps it in memory; the store is read at start, and for accounts
 //! that come back.
 
+pub mod backup;
 mod database;
 mod reader;
+mod rows;
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use detectors::AccountId;
 use parking_lot::Mutex;
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, oneshot};
+use tracing::{error, info};
 
-use crate::audit::{Anchor, Chained, Draft, Query};
-use crate::limits::{STORE_FEED_MAX, STORE_GROUP_MAX, STORE_KEPT_MAX, STORE_QUEUE_MAX};
-use crate::policy::unix_ms;
-
+use self::database::Which;
 pub use self::reader::Reader;
+pub use self::rows::{RowReader, Rows, Stored, day_of};
+use crate::audit::{Anchor, Chained, Draft, Query};
+use crate::limits::{STORE_FEED_MAX, STORE_GROUP_MAX, STORE_KEPT_MAX, STORE_PAGE, STORE_QUEUE_MAX};
+use crate::metrics::Metrics;
+use crate::policy::unix_ms;
 
 /// Kinds of registers. The numbers are on disk: never give one to another kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -172,7 +181,7 @@ pub struct Committed {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// The directory or a file in it cannot be used.
-    #[error("the store {path}: {message}")]
+    #[error("the store {path} {message}")]
     Open {
         /// The directory or file.
         path: PathBuf,
@@ -182,10 +191,16 @@ pub enum StoreError {
     /// The disk is full.
     #[error("the store's disk is full")]
     Full,
-    /// More is waiting to be written than may.
+    /// More is waiting to be written than may, or another process keeps the database locked.
     #[error("the store has more to write than it can")]
     Busy,
-    /// Anything else that the database says.
+    /// The disk gave back something else than was written.
+    #[error("the store is damaged: {0} is not as it was written")]
+    Damaged(String),
+    /// The disk does not do what it is asked.
+    #[error("the store's disk fails: {0}")]
+    Disk(String),
+    /// Anything else that the database says: of what was to be written.
     #[error("the store: {0}")]
     Database(String),
 }
@@ -197,6 +212,16 @@ impl From<rusqlite::Error> for StoreError {
             Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
                 Self::Busy
             }
+            Some(rusqlite::ErrorCode::DatabaseCorrupt) => {
+                Self::Damaged("a page of the database".to_owned())
+            }
+            Some(
+                code @ (rusqlite::ErrorCode::SystemIoFailure
+                | rusqlite::ErrorCode::ReadOnly
+                | rusqlite::ErrorCode::CannotOpen
+                | rusqlite::ErrorCode::PermissionDenied
+                | rusqlite::ErrorCode::OutOfMemory),
+            ) => Self::Disk(format!("{code:?}")),
             // Values that are written stay out of messages.
             Some(code) => Self::Database(format!("{code:?}")),
             None => Self::Database(error.to_string()),
@@ -239,9 +264,11 @@ pub type OnCommit = Box<dyn Fn(&Committed) + Send + Sync>;
 pub struct Store {
     node: Arc<str>,
     dir: Option<PathBuf>,
-    state: Mutex<Connection>,
-    memory: Mutex<Connection>,
-    rows: Mutex<Connection>,
+    /// For reading. In memory it is the writer's: two connections to one database in memory lock
+    /// whole tables against each other.
+    state: Arc<Mutex<Connection>>,
+    writer: Arc<Mutex<Connection>>,
+    rows: Option<Rows>,
     queue: SyncSender<Request>,
     feed: broadcast::Sender<Arc<Committed>>,
     shared: Arc<Shared>,
@@ -251,8 +278,11 @@ pub struct Store {
 #[derive(Default)]
 struct Shared {
     on_commit: OnceLock<OnCommit>,
+    metrics: OnceLock<Arc<Metrics>>,
     /// What could not be written yet and is tried again.
     kept: Mutex<VecDeque<Batch>>,
+    /// How many of these are being tried.
+    tried: AtomicUsize,
     dropped: AtomicU64,
 }
 
@@ -262,8 +292,20 @@ impl Shared {
         if kept.len() >= STORE_KEPT_MAX {
             kept.pop_front();
             self.dropped.fetch_add(1, Ordering::Relaxed);
+            self.count(|metrics| metrics.store_dropped.inc());
         }
         kept.push_back(batch);
+        self.waiting(kept.len());
+    }
+
+    fn waiting(&self, batches: usize) {
+        self.count(|metrics| metrics.store_unwritten.set(i64::try_from(batches).unwrap_or(0)));
+    }
+
+    fn count(&self, count: impl FnOnce(&Metrics)) {
+        if let Some(metrics) = self.metrics.get() {
+            count(metrics);
+        }
     }
 }
 
@@ -275,7 +317,20 @@ impl Store {
     /// # Errors
     /// When it cannot be used: damaged, of a newer version, of another key.
     pub fn open(dir: &Path, node: Option<&str>, key_check: &str) -> Result<Arc<Self>, StoreError> {
-        Self::start(&database::Place::Directory(dir.to_owned()), node, key_check)
+        let writer = database::open(Some(dir), Which::State, key_check)?;
+        let state = database::connect(dir, Which::State)?;
+        if database::is_small(dir) {
+            database::verify_state(&state, dir)?;
+        } else {
+            verify_later(dir)?;
+        }
+        let rows = Rows::open(dir, key_check)?;
+        let node = match node {
+            Some(node) => node.to_owned(),
+            None => database::node(&state)?,
+        };
+        let (state, writer) = (Arc::new(Mutex::new(state)), Arc::new(Mutex::new(writer)));
+        Self::start(&node, Some(dir.to_owned()), state, writer, Some(rows))
     }
 
     /// A store that ends with the process.
@@ -283,59 +338,68 @@ impl Store {
     /// # Errors
     /// When the system gives no thread.
     pub fn in_memory(node: &str) -> Result<Arc<Self>, StoreError> {
-        Self::start(&database::Place::new_memory(), Some(node), "")
+        let writer = Arc::new(Mutex::new(database::open(None, Which::State, "")?));
+        Self::start(node, None, writer.clone(), writer, None)
+    }
+
+    /// Says what would keep [`Self::open`] from opening the store in a directory, as far as that can
+    /// be told without making or changing anything.
+    ///
+    /// # Errors
+    /// What is wrong and what to do.
+    pub fn check(dir: &Path, key_check: &str) -> Result<(), StoreError> {
+        database::check(dir, key_check)
     }
 
     fn start(
-        at: &database::Place,
-        node: Option<&str>,
-        key_check: &str,
+        node: &str,
+        dir: Option<PathBuf>,
+        state: Arc<Mutex<Connection>>,
+        writer: Arc<Mutex<Connection>>,
+        rows: Option<Rows>,
     ) -> Result<Arc<Self>, StoreError> {
-        let writer = database::open_state(at, key_check)?;
-        let node = match node {
-            Some(node) => node.to_owned(),
-            None => database::node(&writer)?,
-        };
-        let rows = database::open_memory(at, key_check)?;
         let (queue, requests) = sync_channel::<Request>(STORE_QUEUE_MAX);
         let (feed, _) = broadcast::channel(STORE_FEED_MAX);
-        let store = Arc::new(Self {
-            node: node.into(),
-            dir: at.directory(),
-            state: Mutex::new(database::open_state(at, key_check)?),
-            memory: Mutex::new(database::open_memory(at, key_check)?),
-            rows: Mutex::new(rows),
-            queue,
+        let (node, shared): (Arc<str>, Arc<Shared>) = (node.into(), Arc::default());
+        let seen = database::last_change(&writer.lock())?;
+        let mut thread = Writer {
+            connection: writer.clone(),
+            node: node.clone(),
+            shared: shared.clone(),
             feed: feed.clone(),
-            shared: Arc::default(),
-        });
-        let mut writer = Writer {
-            connection: writer,
-            node: store.node.clone(),
-            shared: store.shared.clone(),
-            feed,
+            seen,
+            failing_since: None,
+            retry_at: Instant::now(),
         };
-        let thread = std::thread::Builder::new().name("store".to_owned());
-        let spawned = thread.spawn(move || {
+        let builder = std::thread::Builder::new().name("store".to_owned());
+        let spawned = builder.spawn(move || {
             loop {
-                let mut group = match requests.recv_timeout(RETRY_PAUSE) {
+                let mut group = match requests.recv_timeout(FOLLOW_PAUSE) {
                     Ok(first) => vec![first],
                     Err(RecvTimeoutError::Timeout) => {
-                        writer.write_kept();
+                        thread.follow();
+                        if Instant::now() >= thread.retry_at {
+                            thread.write_kept();
+                        }
                         continue;
                     }
-                    Err(RecvTimeoutError::Disconnected) => return,
+                    Err(RecvTimeoutError::Disconnected) => return thread.write_kept(),
                 };
                 while group.len() < STORE_GROUP_MAX
                     && let Ok(next) = requests.try_recv()
                 {
                     group.push(next);
                 }
-                writer.commit(group);
+                thread.commit(group);
             }
         });
         spawned.map_err(|error| StoreError::Database(error.to_string()))?;
-        Ok(store)
+        Ok(Arc::new(Self { node, dir, state, writer, rows, queue, feed, shared }))
+    }
+
+    /// Counts in these metrics from now on.
+    pub fn count_in(&self, metrics: &Arc<Metrics>) {
+        let _ = self.shared.metrics.set(metrics.clone());
     }
 
     /// This gateway's name.
@@ -348,6 +412,12 @@ impl Store {
     #[must_use]
     pub fn dir(&self) -> Option<&Path> {
         self.dir.as_deref()
+    }
+
+    /// Rows of accounts; `None` in memory, where they would be no safer than what they are made of.
+    #[must_use]
+    pub fn rows(&self) -> Option<&Rows> {
+        self.rows.as_ref()
     }
 
     /// Has a batch written. Never waits: it is durable when the answer says so.
@@ -373,10 +443,24 @@ impl Store {
         }
     }
 
+    /// Waits until everything that was to be written before has been tried, but not for longer than
+    /// this.
+    pub fn settle(&self, patience: Duration) {
+        let end = Instant::now() + patience;
+        let mut settled = self.commit(Batch::default()).0;
+        while matches!(settled.try_recv(), Err(oneshot::error::TryRecvError::Empty))
+            && Instant::now() < end
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Batches that wait to be tried again, and those given up because too many did.
     #[must_use]
     pub fn unwritten(&self) -> (usize, u64) {
-        (self.shared.kept.lock().len(), self.shared.dropped.load(Ordering::Relaxed))
+        let kept = self.shared.kept.lock();
+        let waiting = kept.len() + self.shared.tried.load(Ordering::Relaxed);
+        (waiting, self.shared.dropped.load(Ordering::Relaxed))
     }
 
     /// Has everything that is committed taken in before whoever waits for it is told. Only the first
@@ -400,12 +484,12 @@ impl Store {
         database::get(&self.state.lock(), table, key)
     }
 
-    /// Every register of a kind, removed ones too, by key.
+    /// Every register of a kind, removed ones too, by key. Read in pages, between which others read.
     ///
     /// # Errors
     /// When the database cannot be read.
     pub fn scan(&self, table: Table) -> Result<Vec<Register>, StoreError> {
-        database::scan(&self.state.lock(), table)
+        database::scan(|after, limit| self.scan_after(table, after, limit))
     }
 
     /// Up to `limit` registers of a kind whose keys come after one, removed ones too, by key.
@@ -445,32 +529,12 @@ impl Store {
         head(&self.state.lock())
     }
 
-    /// What is remembered of an account.
+    /// Lets go of removals that were said before a time, a page at once. Returns how many.
     ///
     /// # Errors
-    /// When the database cannot be read.
-    pub fn row(&self, account: &AccountId) -> Result<Option<Vec<u8>>, StoreError> {
-        database::row(&self.memory.lock(), account.as_str())
-    }
-
-    /// Up to `limit` rows whose accounts come after one, in order.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub fn rows_after(
-        &self,
-        after: &str,
-        limit: usize,
-    ) -> Result<Vec<(AccountId, Vec<u8>)>, StoreError> {
-        database::rows_after(&self.memory.lock(), after, limit)
-    }
-
-    /// Writes rows in one transaction; the last ones may be lost when the machine fails.
-    ///
-    /// # Errors
-    /// When nothing of it was written.
-    pub fn put_rows(&self, rows: &[(AccountId, Vec<u8>)]) -> Result<(), StoreError> {
-        database::put_rows(&mut self.rows.lock(), rows)
+    /// When nothing of it was done.
+    pub fn forget_removed(&self, before_ms: u64) -> Result<usize, StoreError> {
+        database::forget_removed(&self.writer.lock(), before_ms, STORE_PAGE)
     }
 }
 
@@ -479,34 +543,54 @@ fn head(state: &Connection) -> Result<Anchor, StoreError> {
     Ok(last.map_or_else(Anchor::default, |(seq, hash)| Anchor { seq, hash }))
 }
 
+/// A state that takes too long to be checked before the start is checked beside it.
+fn verify_later(dir: &Path) -> Result<(), StoreError> {
+    let dir = dir.to_owned();
+    let check = move || {
+        let checked = database::connect(&dir, Which::State)
+            .and_then(|connection| database::verify_state(&connection, &dir));
+        if let Err(error) = checked {
+            error!(%error, "the store was checked");
+        }
+    };
+    let spawned = std::thread::Builder::new().name("store-check".to_owned()).spawn(check);
+    spawned.map(drop).map_err(|error| StoreError::Database(error.to_string()))
+}
+
 /// The thread that writes.
 struct Writer {
-    connection: Connection,
+    connection: Arc<Mutex<Connection>>,
     node: Arc<str>,
     shared: Arc<Shared>,
     feed: broadcast::Sender<Arc<Committed>>,
+    /// The last change that this process has made or heard of.
+    seen: i64,
+    failing_since: Option<Instant>,
+    /// When what is kept is tried again at the earliest.
+    retry_at: Instant,
 }
 
 impl Writer {
-    /// Writes a group in one transaction; where that fails, each alone, so that one bad batch does
-    /// not take the others with it.
-    fn commit(&mut self, group: Vec<Request>) {
-        let batches: Vec<&Batch> = group.iter().map(|request| &request.batch).collect();
-        let done: Vec<_> = match self.write(&batches) {
-            Ok(done) => done.into_iter().map(Ok).collect(),
-            Err(_) if group.len() > 1 => batches
-                .iter()
-                .map(|batch| Ok(self.write(&[batch])?.pop().unwrap_or_default()))
-                .collect(),
-            Err(error) => vec![Err(error)],
-        };
-        for (request, done) in group.into_iter().zip(done) {
-            let done = done.map(|committed| self.told(committed));
-            match (request.done, done) {
+    fn commit(&mut self, mut group: Vec<Request>) {
+        if Instant::now() >= self.retry_at {
+            self.write_kept();
+        }
+        if !self.shared.kept.lock().is_empty() {
+            // What is kept stays in order. Whoever waits is to know at once.
+            let (kept, waited_for): (Vec<_>, Vec<_>) =
+                group.into_iter().partition(|request| request.done.is_none());
+            kept.into_iter().for_each(|request| self.shared.keep(request.batch));
+            group = waited_for;
+        }
+        let (batches, waiting): (Vec<Batch>, Vec<_>) =
+            group.into_iter().map(|request| (request.batch, request.done)).unzip();
+        for ((batch, waiting), done) in batches.iter().zip(waiting).zip(self.write_each(&batches)) {
+            match (waiting, done) {
                 // Whoever waited may have gone.
                 (Some(waiting), done) => drop(waiting.send(done)),
                 (None, Ok(_)) => {}
-                (None, Err(_)) => self.shared.keep(request.batch),
+                (None, Err(StoreError::Database(_))) => self.give_up(),
+                (None, Err(_)) => self.shared.keep(batch.clone()),
             }
         }
     }
@@ -514,16 +598,132 @@ impl Writer {
     /// Tries again what could not be written, in order.
     fn write_kept(&mut self) {
         loop {
-            let Some(batch) = self.shared.kept.lock().pop_front() else { return };
-            match self.write(&[&batch]) {
-                Ok(done) => done.into_iter().for_each(|committed| drop(self.told(committed))),
-                Err(_) => return self.shared.kept.lock().push_front(batch),
+            let group: Vec<Batch> = {
+                let mut kept = self.shared.kept.lock();
+                let some = kept.len().min(STORE_GROUP_MAX);
+                self.shared.tried.store(some, Ordering::Relaxed);
+                kept.drain(..some).collect()
+            };
+            if group.is_empty() {
+                return;
+            }
+            let done = self.write_each(&group);
+            let mut failed = false;
+            let mut kept = self.shared.kept.lock();
+            for (batch, done) in group.into_iter().zip(done).rev() {
+                match done {
+                    Ok(_) => {}
+                    Err(StoreError::Database(_)) => self.give_up(),
+                    Err(_) => {
+                        failed = true;
+                        kept.push_front(batch);
+                    }
+                }
+            }
+            self.shared.tried.store(0, Ordering::Relaxed);
+            self.shared.waiting(kept.len());
+            drop(kept);
+            if failed {
+                self.retry_at = Instant::now() + RETRY_PAUSE;
+                return;
             }
         }
     }
 
+    /// What is in it the database does not take, and never will.
+    fn give_up(&self) {
+        error!("something that the database does not take was given up");
+        self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+        self.shared.count(|metrics| metrics.store_dropped.inc());
+    }
+
+    /// Writes a group in one transaction; where that fails for what is in it, each alone, so that
+    /// one bad batch does not take the others with it.
+    fn write_each(&mut self, group: &[Batch]) -> Vec<Result<Arc<Committed>, StoreError>> {
+        if group.is_empty() {
+            return Vec::new();
+        }
+        let all: Vec<&Batch> = group.iter().collect();
+        let done: Vec<_> = match self.write(&all) {
+            Ok(done) => done.into_iter().map(Ok).collect(),
+            Err(StoreError::Database(_)) if group.len() > 1 => group
+                .iter()
+                .map(|batch| Ok(self.write(&[batch])?.pop().unwrap_or_default()))
+                .collect(),
+            Err(error) => group.iter().map(|_| Err(error.clone())).collect(),
+        };
+        done.into_iter().map(|done| done.map(|committed| self.told(committed))).collect()
+    }
+
     fn write(&mut self, batches: &[&Batch]) -> Result<Vec<Committed>, StoreError> {
-        database::commit(&mut self.connection, &self.node, unix_ms(), batches)
+        let begun = Instant::now();
+        let done = {
+            let mut connection = self.connection.lock();
+            database::commit(&mut connection, &self.node, unix_ms(), self.seen, batches)
+        };
+        let written = done.map(|done| {
+            self.heard(done.others, done.change);
+            done.written
+        });
+        match &written {
+            Ok(_) => {
+                let seconds = begun.elapsed().as_secs_f64();
+                self.shared.count(|metrics| {
+                    metrics.store_commits.with_label_values(&["ok"]).inc();
+                    metrics.store_commit_duration.with_label_values::<&str>(&[]).observe(seconds);
+                    metrics.store_failing.set(0);
+                });
+                if let Some(since) = self.failing_since.take() {
+                    let seconds = since.elapsed().as_secs();
+                    info!(after_seconds = seconds, "the store can be written again");
+                }
+            }
+            Err(error) => {
+                self.shared.count(|metrics| {
+                    metrics.store_commits.with_label_values(&["failed"]).inc();
+                    metrics.store_failing.set(1);
+                });
+                // Once, and not at each attempt.
+                if self.failing_since.is_none() {
+                    self.failing_since = Some(begun);
+                    error!(
+                        %error,
+                        "the store cannot be written: requests are served and judged, what is \
+                         judged is kept for later, operators' changes are refused"
+                    );
+                }
+            }
+        }
+        written
+    }
+
+    /// Takes in what another process has written: of the one that is being replaced, or of the one
+    /// that replaces this.
+    fn follow(&mut self) {
+        let found = {
+            let connection = self.connection.lock();
+            match database::last_change(&connection) {
+                Ok(last) if last > self.seen => {
+                    database::changed_after(&connection, self.seen).map(|others| (others, last))
+                }
+                Ok(_) => return,
+                Err(error) => Err(error),
+            }
+        };
+        // What cannot be read now is tried again.
+        if let Ok((others, last)) = found {
+            self.heard(others, last);
+        }
+    }
+
+    /// Whoever follows this process' own commits is not told: the other one tells its own. As long
+    /// as nobody takes them in they are not seen.
+    fn heard(&mut self, registers: Vec<Register>, change: i64) {
+        if !registers.is_empty() {
+            let Some(take_in) = self.shared.on_commit.get() else { return };
+            take_in(&Committed { registers, audit: Vec::new() });
+        }
+        self.seen = change;
     }
 
     fn told(&self, committed: Committed) -> Arc<Committed> {
@@ -540,5 +740,10 @@ impl Writer {
 /// How long a reader or writer waits for another process's transaction: of the process that is
 /// being replaced.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time between two looks at what another process has written.
+const FOLLOW_PAUSE: Duration = Duration::from_millis(200);
 /// Time after which what could not be written is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests;

@@ -38,6 +38,7 @@ pub struct GatewayBuilder {
     routes: Vec<String>,
     limits: Vec<String>,
     server: Vec<String>,
+    small_disk: Option<String>,
     listeners: Vec<String>,
     identity: Vec<String>,
     files: Vec<(String, String)>,
@@ -65,6 +66,7 @@ impl Gateway {
             routes: Vec::new(),
             limits: Vec::new(),
             server: Vec::new(),
+            small_disk: None,
             listeners: Vec::new(),
             identity: Vec::new(),
             files: Vec::new(),
@@ -236,20 +238,67 @@ impl Gateway {
         OldProcess(std::mem::replace(&mut self.process, fresh))
     }
 
+    /// Ends it at once, as a crash does: SIGKILL.
+    pub fn crash(&mut self) {
+        self.process.signal(Signal::KILL);
+        assert!(self.process.wait(Duration::from_secs(10)).is_some(), "it was killed");
+    }
+
+    /// Starts it again after it has ended, on the same configuration; the time until it was ready.
+    ///
+    /// # Panics
+    /// If it does not become ready.
+    pub fn restart(&mut self) -> Duration {
+        let process = Process::start(&self.folder.path().join("stillgate.toml"), &[]);
+        self.process = process;
+        self.process.until_ready(self.admin).unwrap_or_else(|ended| panic!("it ended: {ended}"))
+    }
+
+    /// Its data directory.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("stillgate-data")
+    }
+
+    /// The data directory as the process itself sees it.
+    #[must_use]
+    pub fn data_inside(&self) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{}/root", self.process.child.id()));
+        root.join(self.data().strip_prefix("/").expect("an absolute path"))
+    }
+
+    /// The whole audit, a JSON object an entry, with its number and hash.
+    ///
+    /// # Panics
+    /// If it cannot be read or does not verify.
+    #[must_use]
+    pub fn audit(&self) -> Vec<Value> {
+        let data = self.data();
+        let run = |command: &str| {
+            let run = Command::new(binary()).args(["audit", command, "--data"]).arg(&data).output();
+            let run = run.expect("the stillgate binary starts");
+            let (out, err) = (run.stdout, String::from_utf8_lossy(&run.stderr).into_owned());
+            assert!(run.status.success(), "audit {command}: {err}");
+            String::from_utf8(out).expect("text")
+        };
+        run("verify");
+        let entry = |line: &str| -> Value {
+            let link: Value = serde_json::from_str(line).expect("a link");
+            let mut entry: Value =
+                serde_json::from_str(link["text"].as_str().expect("its text")).expect("an entry");
+            entry["hash"] = link["hash"].clone();
+            entry
+        };
+        run("export").lines().map(entry).collect()
+    }
+
     /// Ends the process as a power cut does and starts another on the same folder.
     ///
     /// # Panics
     /// If the new one does not become ready.
     pub fn kill_and_start(&mut self) {
-        self.process.signal(Signal::KILL);
-        assert!(self.process.wait(Duration::from_secs(5)).is_some(), "it does not end");
-        self.process = Process::start(&self.folder.path().join("stillgate.toml"), &[]);
-        wait_for("a gateway that is ready", READY_MAX, || {
-            let stderr = self.process.stderr();
-            let ended = self.process.wait(Duration::ZERO);
-            assert!(ended.is_none(), "the gateway ended:\n{stderr}");
-            is_ready(self.admin).then_some(())
-        });
+        self.crash();
+        self.restart();
     }
 
     /// Whether `/readyz` says yes.
@@ -309,6 +358,14 @@ impl GatewayBuilder {
     #[must_use]
     pub fn server(mut self, line: &str) -> Self {
         self.server.push(line.to_owned());
+        self
+    }
+
+    /// Gives its data directory a disk of its own with room for so much, as `mount` takes it.
+    /// Needs [`may_mount`].
+    #[must_use]
+    pub fn small_disk(mut self, size: &str) -> Self {
+        self.small_disk = Some(size.to_owned());
         self
     }
 
@@ -417,18 +474,18 @@ impl GatewayBuilder {
         for (name, text) in &self.secrets {
             write_secret(&folder.path().join(name), text);
         }
-        let mut process = Process::start(&config, &[]);
-        let end = Instant::now() + READY_MAX;
-        while !is_ready(admin) {
-            if let Some(status) = process.wait(Duration::ZERO) {
-                let stderr = process.stderr();
-                if stderr.contains("in use") {
-                    return None;
-                }
-                panic!("the gateway ended with {status}:\n{stderr}");
+        let mut process = match &self.small_disk {
+            None => Process::start(&config, &[]),
+            Some(size) => {
+                let dir = folder.path().join("stillgate-data");
+                fs::create_dir(&dir).expect("a folder for the disk");
+                Process::start_on_disk(&config, &dir, size)
             }
-            assert!(Instant::now() < end, "the gateway is not ready:\n{}", process.stderr());
-            std::thread::sleep(Duration::from_millis(20));
+        };
+        match process.until_ready(admin) {
+            Ok(_) => {}
+            Err(ended) if ended.contains("in use") => return None,
+            Err(ended) => panic!("the gateway ended: {ended}"),
         }
         Some(Gateway { folder, authority, process, tls, plain, admin, further })
     }
@@ -505,16 +562,18 @@ struct Process {
 
 impl Process {
     fn start(config: &Path, arguments: &[&str]) -> Self {
-        let mut child = Command::new(binary())
-            .arg("run")
-            .arg("--config")
-            .arg(config)
-            .args(arguments)
+        let mut command = Command::new(binary());
+        command.arg("run").arg("--config").arg(config).args(arguments);
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .expect("the stillgate binary starts");
+            .expect("the program starts");
         let stderr = Arc::new(Mutex::new(Vec::new()));
         let (kept, mut pipe) = (stderr.clone(), child.stderr.take().expect("a pipe"));
         std::thread::spawn(move || {
@@ -524,6 +583,28 @@ impl Process {
             }
         });
         Self { child, stderr }
+    }
+
+    /// Starts it where it may mount, with a disk of its own at a folder.
+    fn start_on_disk(config: &Path, folder: &Path, size: &str) -> Self {
+        let mut command = Command::new("unshare");
+        command.args(["-Urm", "sh", "-c"]);
+        command.arg(r#"mount -t tmpfs -o size="$3" tmpfs "$2" && exec "$0" run --config "$1""#);
+        command.arg(binary()).arg(config).arg(folder).arg(size);
+        Self::spawn(command)
+    }
+
+    /// Waits until it is ready, and how long that took; or what it said when it ended instead.
+    fn until_ready(&mut self, admin: SocketAddr) -> Result<Duration, String> {
+        let begun = Instant::now();
+        while !is_ready(admin) {
+            if let Some(status) = self.wait(Duration::ZERO) {
+                return Err(format!("{status}\n{}", self.stderr()));
+            }
+            assert!(begun.elapsed() < READY_MAX, "the gateway is not ready:\n{}", self.stderr());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(begun.elapsed())
     }
 
     fn stderr(&self) -> String {
@@ -560,6 +641,18 @@ impl Drop for Process {
             panic!("the gateway panicked: {line}");
         }
     }
+}
+
+/// Whether this user may have disks of its own; says so where not.
+#[must_use]
+pub fn may_mount() -> bool {
+    let tried =
+        Command::new("unshare").args(["-Urm", "mount", "-t", "tmpfs", "t", "/mnt"]).output();
+    let may = tried.is_ok_and(|tried| tried.status.success());
+    if !may {
+        crate::skip("user namespaces (unshare -Urm)");
+    }
+    may
 }
 
 /// Enough of a log to see what happened.

@@ -20,7 +20,7 @@ pub mod streams;
 pub mod upstream;
 
 pub use authority::{Authority, Identity};
-pub use gateway::{ADMIN_TOKEN, Gateway, GatewayBuilder, binary, free_port};
+pub use gateway::{ADMIN_TOKEN, Gateway, GatewayBuilder, binary, free_port, may_mount};
 pub use provider::{Provider, Received};
 pub use upstream::RawUpstream;
 

@@ -111,7 +111,22 @@ fn planted_texts_are_found_nowhere() {
     assert!(trace.lines().count() > sent, "one line an exchange, and the accounts: {trace}");
     let stderr = gateway.stderr();
     assert!(!stderr.is_empty(), "a debug log says something");
+    // What is stored, byte for byte, journals too: they hold what has not been moved yet.
+    let mut stored = String::new();
+    let mut files = 0;
+    for file in std::fs::read_dir(gateway.data()).expect("a data directory") {
+        let bytes = std::fs::read(file.expect("a file").path()).expect("its bytes");
+        stored += &String::from_utf8_lossy(&bytes);
+        files += 1;
+    }
+    assert!(files >= 4, "two databases with their journals: {files}");
+    let account = accounts.iter().next().expect("an account");
+    assert!(stored.contains(account), "there is something of the accounts in it");
+    let audit: String = gateway.audit().iter().map(|entry| entry.to_string() + "\n").collect();
+    assert!(audit.contains("started"), "{audit}");
     let places = [
+        ("the data directory", &stored),
+        ("the audit", &audit),
         ("the log", &stderr),
         ("the trace", &trace),
         ("/v1/exchanges", &exchanges),

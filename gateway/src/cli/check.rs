@@ -1,7 +1,7 @@
 //! `stillgate check FILE...`: says everything that is wrong with configuration and policy files.
 //!
 //! It runs in front of a restart or a deployment, so it does what `run` does up to the point of
-//! binding addresses: keys, tokens and certificates are read too. Errors and warnings go to
+//! binding addresses: keys, tokens, certificates and the store are read too. Errors and warnings go to
 //! stderr, one a line with file, line and key; the exit code says whether any file has an error.
 
 use std::io::{self, Write};
@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use detectors::list::LIST;
 
 use super::replay::load_policy;
-use crate::config::{Config, file};
+use super::run::store_key_check;
+use crate::config::{Config, StoreKind, file};
+use crate::store::{Store, StoreError};
 
 /// All files are in order.
 pub const EXIT_OK: u8 = 0;
@@ -50,6 +52,13 @@ pub fn run(files: &[PathBuf], out: &mut impl Write, err: &mut impl Write) -> io:
                 for warning in &config.warnings {
                     writeln!(err, "{warning} (warning)")?;
                 }
+                if config.store.kind == StoreKind::Embedded
+                    && let Err(error) = check_store(&config)
+                {
+                    exit = EXIT_ERROR;
+                    writeln!(err, "{}: data_dir: {error}", path.display())?;
+                    continue;
+                }
                 writeln!(out, "{}: ok ({})", path.display(), summary(&config))?;
             }
             Err(errors) => {
@@ -61,6 +70,10 @@ pub fn run(files: &[PathBuf], out: &mut impl Write, err: &mut impl Write) -> io:
         }
     }
     Ok(exit)
+}
+
+fn check_store(config: &Config) -> Result<(), StoreError> {
+    Store::check(&config.store.dir, &store_key_check(&config.identity.key))
 }
 
 /// Tables that a policy may have.

@@ -251,6 +251,7 @@ fn config(
             kind: StoreKind::Memory,
             dir: folder.to_owned(),
             node: Some("demo".to_owned()),
+            keep_days: 1,
         },
         record: None,
         limits: Limits { connections_max: CONNECTIONS_MAX, ..Limits::default() },

@@ -33,9 +33,10 @@ use crate::fleet::{self, Fleet};
 use crate::gateway::Gateway;
 use crate::ioc::{self, Exchange};
 use crate::judge::Judge;
-use crate::limits::{FLEET_FIRST_WORDS_MAX, POLICY_FILE_INTERVAL};
+use crate::limits::{FLEET_FIRST_WORDS_MAX, POLICY_FILE_INTERVAL, STORE_SETTLE_MAX};
 use crate::listener::ListenerApp;
 use crate::listener::tls::{CertificateStore, key_log_wanted, server_config};
+use crate::memory::AccountMemory;
 use crate::metrics::Metrics;
 use crate::network::NetworkStore;
 use crate::store::Store;
@@ -83,6 +84,7 @@ pub struct Running {
 struct LastThings {
     pid_file: Option<PathBuf>,
     folder: OnceLock<PathBuf>,
+    memory: Option<Arc<AccountMemory>>,
 }
 
 /// Builds every part of the process. Listening sockets are opened by [`Running::serve`], but an
@@ -124,7 +126,7 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
     let store = open_store(&config)?;
     let indicators = Exchange::new(config.ioc.clone(), store.clone(), metrics.clone());
     let indicators = indicators.map_err(|error| error.to_string())?;
-    let enforcer = enforcer(&config, store, &metrics)?;
+    let (enforcer, memory) = enforcer(&config, store, &metrics)?;
     enforcer.look_up_in(indicators.clone());
     if let Some(redis) = &config.redis {
         let fleet = fleet(redis, &config, &enforcer, &metrics);
@@ -191,30 +193,48 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
     let watched = Certificates { stores: certificates, metrics };
     server.add_service(background_service("certificates", watched));
     let pid_file = config.server.pid_file.clone();
-    let last = Arc::new(LastThings { pid_file, folder: OnceLock::new() });
+    if let Some(memory) = memory.clone() {
+        server.add_service(background_service("rows", Rows { memory }));
+    }
+    let last = Arc::new(LastThings { pid_file, folder: OnceLock::new(), memory });
     server.add_service(background_service("start", Start { gateway: gateway.clone() }));
     let drain = Drain { gateway: gateway.clone(), last: last.clone() };
     server.add_service(background_service("drain", drain));
     Ok(Running { server, gateway, last })
 }
 
-/// The engine and what acts by it, running.
+/// The engine and what acts by it, running, with what was remembered before.
 fn enforcer(
     config: &Config,
     store: Arc<Store>,
     metrics: &Arc<Metrics>,
-) -> Result<Arc<Enforcer>, String> {
+) -> Result<(Arc<Enforcer>, Option<Arc<AccountMemory>>), String> {
     let facts = Arc::new(Facts::builtin().map_err(|error| error.to_string())?);
     let key = engine_key(&config.identity.key);
     let policy = config.policies.in_force().policy.clone();
+    let accounts_max = policy.memory.accounts_max;
     let judge = Arc::new(Judge::new(policy, facts, key, metrics.clone()));
     let marks = Marks::new(marks::master_key(&config.identity.key)?)?;
+    store.count_in(metrics);
+    let keep_days = config.store.keep_days;
+    let memory = AccountMemory::start(judge.clone(), store.clone(), metrics.clone(), keep_days)
+        .map_err(|error| error.to_string())?;
     let enforcer =
         Enforcer::new(config.policies.clone(), judge, key, marks, store, metrics.clone());
     let enforcer = Arc::new(enforcer);
     enforcer.restore().map_err(|error| error.to_string())?;
-    enforcer.start().map_err(|error| format!("cannot start a thread: {error}"))?;
-    Ok(enforcer)
+    let thread = |error| format!("cannot start a thread: {error}");
+    enforcer.start().map_err(thread)?;
+    if let Some(memory) = &memory {
+        let profiles = enforcer.clone();
+        let then = move || {
+            if let Err(error) = profiles.restore_profiles() {
+                error!(%error, "not all that was told of accounts could be taken back");
+            }
+        };
+        memory.sweep(accounts_max, then).map_err(thread)?;
+    }
+    Ok((enforcer, memory))
 }
 
 /// What keeps this gateway and the others of one mind.
@@ -249,12 +269,19 @@ fn open_store(config: &Config) -> Result<Arc<Store>, String> {
     let store = match settings.kind {
         StoreKind::Memory => Store::in_memory(settings.node.as_deref().unwrap_or("memory")),
         StoreKind::Embedded | StoreKind::Redis => {
-            let mut check = hex::encode(derived(&config.identity.key, b"stillgate store"));
-            check.truncate(16);
+            let check = store_key_check(&config.identity.key);
             Store::open(&settings.dir, settings.node.as_deref(), &check)
         }
     };
     store.map_err(|error| error.to_string())
+}
+
+/// What a store holds to tell whether it was written under this identity key.
+#[must_use]
+pub fn store_key_check(identity_key: &[u8]) -> String {
+    let mut check = hex::encode(derived(identity_key, b"stillgate store"));
+    check.truncate(16);
+    check
 }
 
 /// A key for one purpose, of which nothing tells the identity key's.
@@ -271,7 +298,8 @@ fn payment_key(config: &Config) -> [u8; 32] {
 }
 
 /// The key of the engine's hashes: derived, so that no hash in it is a pseudonym's or a trace's.
-fn engine_key(identity_key: &[u8]) -> detectors::keyed::Key {
+#[must_use]
+pub fn engine_key(identity_key: &[u8]) -> detectors::keyed::Key {
     let digest = derived(identity_key, b"stillgate engine");
     let mut key = [0; 16];
     key.copy_from_slice(&digest[..16]);
@@ -386,6 +414,26 @@ impl BackgroundService for Policies {
                 enforcer.reload_policy(said.as_ref()).map(drop)
             });
             let _ = read.await;
+        }
+    }
+}
+
+/// Writes what is remembered of accounts when the process hands over: its successor reads it.
+struct Rows {
+    memory: Arc<AccountMemory>,
+}
+
+#[async_trait]
+impl BackgroundService for Rows {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let Ok(mut quit) = signal(SignalKind::quit()) else { return };
+        let handed_over = tokio::select! {
+            _ = quit.recv() => true,
+            _ = shutdown.wait_for(|down| *down) => false,
+        };
+        if handed_over {
+            let memory = self.memory.clone();
+            let _ = tokio::task::spawn_blocking(move || memory.flush()).await;
         }
     }
 }
@@ -517,6 +565,10 @@ impl BackgroundService for Drain {
 
 fn ended(gateway: &Gateway, last: &LastThings) {
     gateway.exchanges.close();
+    if let Some(memory) = &last.memory {
+        memory.flush();
+    }
+    gateway.enforcer.store().settle(STORE_SETTLE_MAX);
     if let Some(folder) = last.folder.get() {
         let _ = std::fs::remove_dir_all(folder);
     }

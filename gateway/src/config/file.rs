@@ -1547,7 +1547,7 @@ threads = "two"
 "#;
         let expected = [
             r#"1: admin: is missing; the admin endpoint needs a token: give token_file = "admin.token" (make one: openssl rand -hex 32 > admin.token; chmod 600 admin.token) or token_env = "NAME""#,
-            r#"1: recrod: unknown key; did you mean "record"? (allowed: listener, upstream, route, identity, network, policy, admin, peer, ioc, store, data_dir, node, webhook, redis, record, record_text, limits, server, log)"#,
+            r#"1: recrod: unknown key; did you mean "record"? (allowed: listener, upstream, route, identity, network, policy, admin, peer, ioc, store, data_dir, node, keep_days, webhook, redis, record, record_text, limits, server, log)"#,
             r#"3: listener[0].address: "localhost:80" is not IP:PORT, such as 0.0.0.0:8443"#,
             r#"6: listener[1].proxy_protocol_from[0]: "10.0.0.1/8" has bits after its prefix; write 10.0.0.0/8"#,
             "6: listener[1].proxy_protocol_from[1]: is an integer, expected a string",
@@ -1870,14 +1870,20 @@ threads = "two"
         directory.certificate("certificates/api", &["api.example.com"]);
         directory.certificate("certificates/clients-ca", &["clients.example.com"]);
         directory.certificate("certificates/internal", &["internal.example.com"]);
-        directory.write("GeoLite2-ASN.mmdb", crate::network::tests::sample_database());
-        directory.certificate("gateway", &["gateway.example.com"]);
-        directory.write("redis.password", "a-password\n");
         directory.certificate("certificates/admin", &["admin.example.com"]);
         directory.certificate("certificates/operators-ca", &["operators.example.com"]);
         directory.write("dashboard.token", "0123456789abcdef0123456789abcdef-dashboard\n");
+        directory.write("GeoLite2-ASN.mmdb", crate::network::tests::sample_database());
+        directory.certificate("gateway", &["gateway.example.com"]);
+        directory.write("redis.password", "a-password\n");
         directory.write("policy.toml", "");
         directory.write("webhook.secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n");
+        directory.write("ioc.pem", crate::ioc::sign::tests::PRIVATE);
+        directory.write("other-lab.pem", crate::ioc::sign::tests::PUBLIC);
+        let key = "00112233445566778899aabbccddeeff".repeat(2);
+        directory.write("ioc.key", &key);
+        directory.write("exchange.key", key);
+        directory.write("other-lab.token", "0123456789abcdefghij\n");
         for list in ["tor-exits.txt", "proxies.txt", "vpns.txt"] {
             directory.write(list, "192.0.2.1\n");
         }
@@ -1899,11 +1905,8 @@ threads = "two"
 
     #[test]
     fn the_examples_comments_show_settings_that_exist_with_their_defaults() {
-        // Each commented setting is switched on; only `tls` then needs its counterpart.
-        // The exchange of indicators has examples of its own.
-        let (ours, others) = EXAMPLE.split_once("# --- Other providers").unwrap();
-        let after = others.split_once("\n[limits]").unwrap().1;
-        let switched_on: String = format!("{ours}\n[limits]{after}")
+        // Each commented setting is switched on; only `tls` and `store` then need their counterparts.
+        let switched_on: String = EXAMPLE
             .lines()
             .map(|line| match line.strip_prefix("# ") {
                 Some(setting) if is_setting(setting) => format!("{setting}\n"),
@@ -1911,7 +1914,7 @@ threads = "two"
             })
             .collect();
         let switched_on = switched_on.replace("\ntls = false", "\ntls = true");
-        let switched_on = switched_on.replace("\nstore = \"embedded\"", "\nstore = \"redis\"");
+        let switched_on = switched_on.replace("store = \"embedded\"", "store = \"redis\"");
         let directory = example_directory();
         let config = match parse_in(&directory, &switched_on) {
             Ok(config) => config,
@@ -1931,7 +1934,10 @@ threads = "two"
         assert_eq!((shown.retries, shown.protocol), (default.retries, default.protocol));
         assert_eq!(config.server.drain, defaults.server.drain);
         assert_eq!(config.log.level, defaults.log.level);
-        let redis = config.redis.expect("it is shown");
+        let ioc = config.ioc.as_ref().unwrap();
+        assert_eq!((ioc.lifetime_ms, ioc.operator_weight), (crate::ioc::LIFETIME_MS, 0.5));
+        assert_eq!((ioc.signing.len(), ioc.peers.len(), ioc.peers[0].weight), (2, 1, 0.5));
+        let redis = config.redis.as_ref().expect("it is shown");
         assert_eq!((redis.sync_interval, redis.memory_interval), REDIS_INTERVALS);
         assert_eq!((redis.prefix.as_str(), redis.keep.as_secs()), ("sg", 30 * 86_400));
         let [webhook] = config.webhooks.as_slice() else { panic!("one webhook") };
@@ -1943,10 +1949,12 @@ threads = "two"
     /// `key = value` or `[table]`, not a sentence.
     fn is_setting(line: &str) -> bool {
         let key = line.split(" = ").next().unwrap();
-        let plain = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b"_2".contains(&b));
-        let table = ["[identity.", "[[webhook]]", "[redis]", "[[admin.token]]"]
-            .iter()
-            .any(|table| line.starts_with(table));
+        let plain = |text: &str| {
+            text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        };
+        let tables =
+            ["[identity.", "[redis]", "[[admin.token]]", "[ioc]", "[[peer]]", "[[webhook]]"];
+        let table = tables.iter().any(|table| line.starts_with(table));
         (line.contains(" = ") && plain(key)) || table
     }
 

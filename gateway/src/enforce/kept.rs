@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use super::standing::{Override, Standing, Suspension, TierChange};
 use super::{Enforcer, hex_label, parse_label};
 use crate::audit::{Act, Actor, Draft, Said};
-use crate::limits::{OVERRIDES_MAX, SUSPECTS_MAX};
+use crate::limits::{OVERRIDES_MAX, STORE_PAGE, SUSPECTS_MAX};
 use crate::policy::{Version, unix_ms};
 use crate::store::{Batch, Committed, Pending, Register, Store, StoreError, Table, Write};
 
@@ -131,6 +131,21 @@ impl Enforcer {
             info!(words = taken, "restored from the store");
         }
         Ok(())
+    }
+
+    /// Takes in what operators told of accounts, a page at a time: ties lead to accounts that have
+    /// not come back.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn restore_profiles(&self) -> Result<(), StoreError> {
+        let mut after = String::new();
+        loop {
+            let page = self.store.scan_after(Table::Profile, &after, STORE_PAGE)?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after.clone_from(&last.key);
+            page.iter().for_each(|register| self.apply(register));
+        }
     }
 
     /// Takes in what was committed.

@@ -21,7 +21,7 @@ use crate::limits::{IOC_ENVELOPE_BYTES_MAX, IOC_SIGNATURES_MAX};
 /// What is signed.
 pub const PAYLOAD_TYPE: &str = "application/vnd.stillgate.iocs.v1+json";
 /// DER of an Ed25519 public key up to its 32 bytes (RFC 8410, section 4).
-const ED25519_SPKI: [u8; 12] =
+pub const ED25519_SPKI: [u8; 12] =
     [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 /// A key that signs.

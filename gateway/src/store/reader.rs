@@ -4,6 +4,7 @@ use std::path::Path;
 
 use rusqlite::Connection;
 
+use super::database::Which;
 use super::{Register, StoreError, Table, database, head};
 use crate::audit::{Anchor, Chained, Query};
 use crate::limits::AUDIT_PAGE;
@@ -18,7 +19,7 @@ impl Reader {
     /// # Errors
     /// When there is none, or it is damaged or of a newer version.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        Ok(Self(database::open_read_only(dir)?))
+        Ok(Self(database::open_read_only(dir, Which::State)?))
     }
 
     /// The latest word on a key.
@@ -34,7 +35,7 @@ impl Reader {
     /// # Errors
     /// When the database cannot be read.
     pub fn scan(&self, table: Table) -> Result<Vec<Register>, StoreError> {
-        database::scan(&self.0, table)
+        database::scan(|after, limit| database::scan_after(&self.0, table, after, limit))
     }
 
     /// The audit's last entry: its number and hash.

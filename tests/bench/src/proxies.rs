@@ -66,6 +66,8 @@ pub struct Settings {
     pub upstream_lines: &'static str,
     /// Lines for the table of limits; each ends with a line end.
     pub limits_lines: &'static str,
+    /// Lines above all tables that say where its store is; each ends with a line end.
+    pub store_lines: &'static str,
     /// Its policy; the default one where it is empty.
     pub policy: &'static str,
 }
@@ -181,7 +183,8 @@ impl Stand {
         write_private(&folder.join("account.key"), KEY)?;
         write_private(&folder.join("admin.token"), &admin_token())?;
         let upstream = self.upstream.address;
-        let Settings { name, threads, upstream_lines, limits_lines, policy } = settings;
+        let Settings { name, threads, upstream_lines, limits_lines, store_lines, policy } =
+            settings;
         let policy_line = if policy.is_empty() {
             String::new()
         } else {
@@ -190,7 +193,7 @@ impl Stand {
             format!("policy = \"{file}\"\n\n")
         };
         let config = format!(
-            "{policy_line}[[listener]]\naddress = \"{address}\"\n\
+            "{store_lines}{policy_line}[[listener]]\naddress = \"{address}\"\n\
              certificates = [{{ chain = \"chain.pem\", key = \"key.pem\" }}]\n\n\
              [[route]]\nname = \"default\"\nupstream = \"model\"\n\n\
              [upstream.model]\naddresses = [\"{upstream}\"]\n{upstream_lines}\n\

@@ -5,6 +5,9 @@ use std::path::Path;
 use super::Section;
 use crate::config::{StoreKind, StoreSettings};
 
+/// Days after which an account that did not come back is forgotten, and the most that can be set.
+const KEEP_DAYS: u32 = 90;
+const KEEP_DAYS_MAX: u32 = 3_650;
 /// Characters of a gateway's name.
 const NODE_CHARS_MAX: usize = 64;
 
@@ -43,5 +46,6 @@ pub(super) fn read(root: &mut Section<'_, '_>) -> Option<StoreSettings> {
         }
         None => None,
     };
-    Some(StoreSettings { kind, dir: dir?, node })
+    let keep_days = root.integer("keep_days", KEEP_DAYS, 1..=KEEP_DAYS_MAX);
+    Some(StoreSettings { kind, dir: dir?, node, keep_days })
 }

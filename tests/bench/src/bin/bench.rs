@@ -12,6 +12,8 @@
 //! **What the gateway does.** It judges every exchange with all detectors and reads every answer:
 //! - `stillgate`: judged as by default, with no actions, as under the default policy before anybody
 //!   is suspected (a load as hard as this one is soon found out, and then refused: no comparison),
+//! - `stored`: as `stillgate`, with the embedded store, which is the default: rows of accounts written
+//!   behind and words that last; all others have theirs in memory,
 //! - `shadow`: under one that acts on everybody in every way, all of it in shadow: worked out and
 //!   counted for each request, and nothing is done,
 //! - `marked`: every answer is marked and has its reasoning withheld, so that every event is rewritten,
@@ -109,15 +111,18 @@ const MARKED: &str = for_all!("", "watermark = true\ncanary = true\nwithhold_rea
 const PACED_ALL: &str = for_all!("", "pace_tokens_per_second = 40.0\n");
 
 /// The gateways: one worker thread each, and for the rest the defaults.
-const GATEWAYS: [(Through, Settings); 4] = [
-    (Stillgate, gateway("stillgate", JUDGED)),
-    (Shadow, gateway("shadow", SHADOW)),
-    (Marked, gateway("marked", MARKED)),
-    (Paced, gateway("paced", PACED_ALL)),
+const GATEWAYS: [(Through, Settings); 5] = [
+    (Stillgate, gateway("stillgate", JUDGED, IN_MEMORY)),
+    (Stored, gateway("stored", JUDGED, "data_dir = \"stored-data\"\n")),
+    (Shadow, gateway("shadow", SHADOW, IN_MEMORY)),
+    (Marked, gateway("marked", MARKED, IN_MEMORY)),
+    (Paced, gateway("paced", PACED_ALL, IN_MEMORY)),
 ];
 
-const fn gateway(name: &'static str, policy: &'static str) -> Settings {
-    Settings { name, threads: 1, upstream_lines: "", limits_lines: "", policy }
+const IN_MEMORY: &str = "store = \"memory\"\n";
+
+const fn gateway(name: &'static str, policy: &'static str, store_lines: &'static str) -> Settings {
+    Settings { name, threads: 1, upstream_lines: "", limits_lines: "", store_lines, policy }
 }
 
 #[derive(Parser)]
@@ -182,12 +187,13 @@ enum Through {
     Direct,
     Bare,
     Stillgate,
+    Stored,
     Shadow,
     Marked,
     Paced,
 }
 
-use Through::{Bare, Direct, Marked, Paced, Shadow, Stillgate};
+use Through::{Bare, Direct, Marked, Paced, Shadow, Stillgate, Stored};
 
 impl Through {
     /// Whether it is a gateway of ours.
@@ -208,7 +214,7 @@ const SCENARIOS: &[Scenario] = &[
         streams: 1,
         kind: FAST,
         rate: Rate::Closed,
-        proxies: &[Direct, Bare, Stillgate, Shadow, Marked],
+        proxies: &[Direct, Bare, Stillgate, Stored, Shadow, Marked],
         budgets: &[Budget::CapacityMin(0.9), Budget::InlineMax(50.0), Budget::ShapedAddedMax(10.0)],
         in_quick: true,
     },
@@ -248,7 +254,7 @@ const SCENARIOS: &[Scenario] = &[
         streams: 1,
         kind: Kind::Whole,
         rate: Rate::Closed,
-        proxies: &[Direct, Bare, Stillgate, Shadow],
+        proxies: &[Direct, Bare, Stillgate, Stored, Shadow],
         budgets: &[Budget::CapacityMin(0.9)],
         in_quick: true,
     },

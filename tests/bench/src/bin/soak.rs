@@ -143,6 +143,7 @@ fn run(options: &Options) -> io::Result<bool> {
         threads: options.threads,
         upstream_lines: UPSTREAM_LINES,
         limits_lines: LIMITS_LINES,
+        store_lines: "",
         policy: "",
     };
     let mut gateway = stand.gateway(places, &settings)?;
