@@ -122,7 +122,7 @@ impl Judge {
             return Judged::AsBefore;
         };
         let arrival = self.engine.try_lock_for(patience).and_then(|mut engine| {
-            match self.loader_for(&engine, account) {
+            match self.loader_for(&mut engine, account) {
                 None => Some(take_in(&mut engine, arrived, profile.as_ref())),
                 Some(loader) => {
                     drop(engine);
@@ -155,27 +155,47 @@ impl Judge {
         }
     }
 
-    /// From now on accounts that are not held are put into the engine by a loader.
+    /// From now on accounts that are not whole are made so by a loader, see
+    /// [`Engine::is_restored`].
     pub(crate) fn load_with(&self, loader: Arc<Loader>) {
+        let mut engine = self.engine.lock();
+        engine.set_stored(true);
+        engine.set_restoring(true);
         let _ = self.loader.set(loader);
     }
 
-    /// Who is to put an account into the engine; nobody where it is held, or new for sure.
-    fn loader_for(&self, engine: &Engine, account: &AccountId) -> Option<&Arc<Loader>> {
-        let loader = self.loader.get()?;
-        let new = || loader.is_complete() && engine.evicted().0 == 0;
-        (!engine.holds(account) && !new()).then_some(loader)
+    /// All that is stored was taken back: who has no ties now has none.
+    pub(crate) fn all_taken_back(&self) {
+        self.engine.lock().set_restoring(false);
     }
 
-    /// Whether an account is held, or new for sure.
+    /// Who is to make an account whole; nobody where it is, or new for sure.
+    fn loader_for(&self, engine: &mut Engine, account: &AccountId) -> Option<&Arc<Loader>> {
+        let loader = self.loader.get()?;
+        if engine.is_restored(account) {
+            return None;
+        }
+        if loader.is_complete() && engine.evicted().0 == 0 {
+            engine.nothing_stored(account);
+            return None;
+        }
+        Some(loader)
+    }
+
+    /// Whether an account is whole, or new for sure.
     pub(crate) fn is_here(&self, account: &AccountId) -> bool {
-        self.loader_for(&self.engine.lock(), account).is_none()
+        self.loader_for(&mut self.engine.lock(), account).is_none()
+    }
+
+    /// The store has no row of an account.
+    pub(crate) fn nothing_stored(&self, account: &AccountId) {
+        self.engine.lock().nothing_stored(account);
     }
 
     /// Puts an account into the engine if it is stored, so that it is whole whatever is told of it
     /// next. Whether that was done in time.
     pub fn fetch(&self, account: &AccountId, patience: Duration) -> bool {
-        let loader = self.loader_for(&self.engine.lock(), account).cloned();
+        let loader = self.loader_for(&mut self.engine.lock(), account).cloned();
         loader.is_none_or(|loader| loader.fetch(account, patience))
     }
 
@@ -195,7 +215,7 @@ impl Judge {
         rows
     }
 
-    /// Takes back stored accounts that are not held yet; pauses at least so long after each few, and
+    /// Takes back stored accounts that are not whole yet; pauses at least so long after each few, and
     /// as long as it has held the engine.
     pub(crate) fn adopt(&self, rows: Vec<AccountRow>, pause: Duration) {
         let mut left = rows.into_iter().peekable();
@@ -204,9 +224,7 @@ impl Judge {
             while begun.elapsed() < ROW_LOCK_MAX
                 && let Some(row) = left.next()
             {
-                if !engine.holds(&row.id) {
-                    engine.adopt(row);
-                }
+                engine.adopt(row);
             }
             if !pause.is_zero() {
                 engine.make_room();
@@ -232,7 +250,7 @@ impl Judge {
             _ => None,
         };
         let mut engine = self.engine.lock();
-        match account.and_then(|account| Some((account, self.loader_for(&engine, account)?))) {
+        match account.and_then(|account| Some((account, self.loader_for(&mut engine, account)?))) {
             None => drop(engine.observe(event)),
             Some((account, loader)) => {
                 drop(engine);

@@ -242,6 +242,7 @@ impl AccountMemory {
                     error!(%error, "not all that is remembered of accounts could be taken back");
                 }
             }
+            memory.judge.all_taken_back();
             then();
         })
     }
@@ -262,10 +263,13 @@ impl AccountMemory {
                 self.loader.reading(true);
                 let found = self.find(&account, reader);
                 self.loader.reading(false);
-                found
+                Some(found)
             };
             if let Some((row, profile)) = found {
-                self.judge.adopt(row.into_iter().collect(), Duration::ZERO);
+                match row {
+                    Some(row) => self.judge.adopt(vec![row], Duration::ZERO),
+                    None => self.judge.nothing_stored(&account),
+                }
                 if let Some(profile) = profile {
                     self.judge.observe_held(&profile);
                 }
@@ -284,11 +288,7 @@ impl AccountMemory {
     }
 
     /// What is stored of an account, and what an operator told of it.
-    fn find(
-        &self,
-        account: &AccountId,
-        reader: &RowReader,
-    ) -> Option<(Option<AccountRow>, Option<Event>)> {
+    fn find(&self, account: &AccountId, reader: &RowReader) -> (Option<AccountRow>, Option<Event>) {
         let in_flight = self.in_flight.lock().get(account).cloned();
         let bytes = match in_flight {
             Some(bytes) => Some(bytes),
@@ -305,7 +305,7 @@ impl AccountMemory {
         if row.is_some() {
             self.metrics.rows_read.inc();
         }
-        (row.is_some() || profile.is_some()).then_some((row, profile))
+        (row, profile)
     }
 
     fn unread(&self, error: &StoreError) {

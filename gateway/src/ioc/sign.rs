@@ -31,7 +31,7 @@ pub enum SigningKey {
         /// Which, for whoever verifies.
         id: String,
         /// The key.
-        key: hmac::Key,
+        key: Box<hmac::Key>,
     },
     /// Ed25519.
     Ed25519 {
@@ -52,7 +52,7 @@ impl SigningKey {
     /// A key of bytes that both sides hold.
     #[must_use]
     pub fn hmac(secret: &[u8]) -> Self {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+        let key = Box::new(hmac::Key::new(hmac::HMAC_SHA256, secret));
         Self::Hmac { id: hmac_id(&key), key }
     }
 
@@ -97,7 +97,7 @@ pub enum VerifyKey {
         /// Which.
         id: String,
         /// The key.
-        key: hmac::Key,
+        key: Box<hmac::Key>,
     },
     /// Ed25519.
     Ed25519 {
@@ -118,7 +118,7 @@ impl VerifyKey {
     /// A key of bytes that both sides hold.
     #[must_use]
     pub fn hmac(secret: &[u8]) -> Self {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+        let key = Box::new(hmac::Key::new(hmac::HMAC_SHA256, secret));
         Self::Hmac { id: hmac_id(&key), key }
     }
 
@@ -218,7 +218,7 @@ pub fn seal(text: &str, keys: &[SigningKey]) -> String {
 /// Why it is not believed. Nothing of its payload has been read then.
 pub fn open<'k, O: Copy>(
     envelope: &[u8],
-    owners: impl Iterator<Item = (&'k VerifyKey, O)> + Clone,
+    owners: &(impl Iterator<Item = (&'k VerifyKey, O)> + Clone),
 ) -> Result<(Vec<u8>, O), EnvelopeError> {
     if envelope.len() > IOC_ENVELOPE_BYTES_MAX {
         return Err(EnvelopeError::Oversize);
@@ -257,14 +257,14 @@ pub fn fuzz_envelope(data: &[u8]) {
     let secret = [7; 32];
     let verify = VerifyKey::hmac(&secret);
     let owners = [(&verify, ())];
-    assert!(open(data, owners.into_iter()).is_err());
+    assert!(open(data, &owners.into_iter()).is_err());
     let text = "{\"version\":1}";
     let mut sealed = seal(text, &[SigningKey::hmac(&secret)]).into_bytes();
     if let [at, value, ..] = data {
         let at = usize::from(*at) % sealed.len();
         sealed[at] = *value;
     }
-    if let Ok((payload, ())) = open(&sealed, owners.into_iter()) {
+    if let Ok((payload, ())) = open(&sealed, &owners.into_iter()) {
         assert_eq!(payload, text.as_bytes());
     }
     if let Ok(bundle) = super::bundle::IocBundle::read(data) {
@@ -293,7 +293,7 @@ pub(crate) mod tests {
     }
 
     fn opened(sealed: &[u8], key: &VerifyKey) -> Result<Vec<u8>, EnvelopeError> {
-        open(sealed, [(key, ())].into_iter()).map(|(text, ())| text)
+        open(sealed, &[(key, ())].into_iter()).map(|(text, ())| text)
     }
 
     #[test]
