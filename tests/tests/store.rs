@@ -401,7 +401,7 @@ fn under_load(gateway: &mut Gateway, round: u64, run: Duration, told: &Told) {
         });
         scope.spawn(|| {
             while !ended() {
-                let after = told.audit.lock().unwrap().last().map_or(0, |last| seq(last));
+                let after = told.audit.lock().unwrap().last().map_or(0, seq);
                 let read = Command::new(binary())
                     .args(["audit", "export", "--after", &after.to_string(), "--data"])
                     .arg(&data)
