@@ -40,8 +40,8 @@ use crate::config::Redis;
 use crate::enforce::throttle::Throttle;
 use crate::judge::{Follower, Judge};
 use crate::limits::{
-    FLEET_BACKOFF_MAX, FLEET_BACKOFF_MIN, FLEET_CHECK_INTERVAL, FLEET_ENTRIES_MAX, FLEET_NAME_HELD,
-    FLEET_TAKEN_IN_AT_ONCE, FLEET_TOMBSTONES_KEPT,
+    FLEET_BACKOFF_MAX, FLEET_BACKOFF_MIN, FLEET_CHECK_INTERVAL, FLEET_COMPARE_INTERVAL,
+    FLEET_ENTRIES_MAX, FLEET_NAME_HELD, FLEET_TAKEN_IN_AT_ONCE, FLEET_TOMBSTONES_KEPT,
 };
 use crate::metrics::Metrics;
 use crate::policy::unix_ms;
@@ -253,7 +253,7 @@ impl Fleet {
         info!(target: "stillgate::fleet", "in step with the other gateways");
         let mut tick = tokio::time::interval(self.settings.sync_interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut checked_at = Instant::now();
+        let (mut checked_at, mut compared_at) = (Instant::now(), Instant::now());
         loop {
             let committed = tokio::select! {
                 committed = feed.recv() => Some(committed),
@@ -280,9 +280,14 @@ impl Fleet {
                         checked_at = Instant::now();
                         self.hold_name(link).await?;
                         let now = self.trail(link).await?;
-                        if now != trail {
+                        let changed = now != trail;
+                        if changed {
                             info!(target: "stillgate::fleet", "Redis is not what it was");
+                        }
+                        // Also where nothing tells that anything was lost.
+                        if changed || compared_at.elapsed() >= FLEET_COMPARE_INTERVAL {
                             trail = now;
+                            compared_at = Instant::now();
                             positions = self.reconcile(link).await?;
                         }
                     }

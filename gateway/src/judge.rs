@@ -169,6 +169,12 @@ impl Judge {
         self.engine.lock().set_restoring(false);
     }
 
+    /// Whether what is stored is still being taken back.
+    #[must_use]
+    pub fn is_restoring(&self) -> bool {
+        self.engine.lock().is_restoring()
+    }
+
     /// Who is to make an account whole; nobody where it is, or new for sure.
     fn loader_for(&self, engine: &Engine, account: &AccountId) -> Option<&Arc<Loader>> {
         let loader = self.loader.get()?;

@@ -541,6 +541,8 @@ pub const FLEET_BACKOFF_MIN: Duration = Duration::from_millis(100);
 pub const FLEET_BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// Time between two looks at whether Redis is still the one it was.
 pub const FLEET_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Time after which everything is compared with what Redis holds, whatever has happened.
+pub const FLEET_COMPARE_INTERVAL: Duration = Duration::from_secs(3_600);
 /// Time for which the removal of a word is remembered.
 pub const FLEET_TOMBSTONES_KEPT: Duration = Duration::from_secs(30 * 86_400);
 /// About how many entries a stream in Redis keeps. Who falls further behind compares everything.

@@ -97,10 +97,19 @@ fn state(gateway: &Gateway, accounts: &[String]) -> Vec<Value> {
 
 /// Waits until all gateways say the same of these accounts; what they say.
 fn agreed(gateways: &[Gateway], accounts: &[String]) -> Vec<Value> {
+    agreed_on(gateways, accounts, |_| true)
+}
+
+/// Waits until all say the same, and that.
+fn agreed_on(
+    gateways: &[Gateway],
+    accounts: &[String],
+    is_right: impl Fn(&[Value]) -> bool,
+) -> Vec<Value> {
     let begun = Instant::now();
     loop {
         let states: Vec<_> = gateways.iter().map(|gateway| state(gateway, accounts)).collect();
-        if states.windows(2).all(|pair| pair[0] == pair[1]) {
+        if states.windows(2).all(|pair| pair[0] == pair[1]) && is_right(&states[0]) {
             return states.into_iter().next().expect("a gateway");
         }
         assert!(begun.elapsed() < AGREED_MAX, "the gateways do not agree: {states:#?}");
@@ -234,8 +243,8 @@ fn a_word_said_to_one_acts_on_all_within_a_second_over_tls_with_an_acl() {
         longest = longest.max(took.max().expect("gateways"));
         std::thread::sleep(Duration::from_millis(300));
     }
-    let path = format!("/v1/accounts/{account}/override");
-    assert_eq!(gateways[2].admin_do("DELETE", &path, r#"{"reason": "over"}"#).status / 100, 2);
+    let path = format!("/v1/accounts/{account}/override?reason=over");
+    assert_eq!(gateways[2].admin_do("DELETE", &path, "").status, 200);
     longest = longest.max(answered_so(&gateways[0], "sk-one", 200));
     println!("a word acts on three gateways after {longest:?} at most");
     assert!(longest < WITHIN, "{longest:?}");
@@ -592,6 +601,43 @@ fn a_slow_redis_slows_nobody() {
     way.mend();
     way.slow(Duration::ZERO);
     in_step(&gateways);
+}
+
+#[test]
+fn a_gateway_that_is_restarted_counts_nothing_twice_and_forgets_nothing() {
+    if !redis::is_there() {
+        return;
+    }
+    let server = Server::start();
+    let provider = Provider::start();
+    let mut gateways = fleet(&provider, &[server.address()], "", SHADOW);
+    let accounts = vec![account(&gateways[0], "sk-one"), account(&gateways[1], "sk-two")];
+    let asked = |gateways: &[Gateway], times: usize| {
+        for time in 0..times {
+            for gateway in &gateways[..2] {
+                for key in ["sk-one", "sk-two"] {
+                    assert_eq!(ask(gateway, key, &format!("And number {time}?")), 200);
+                }
+            }
+        }
+    };
+    let requests = |state: &[Value]| {
+        state.iter().map(|one| one["requests"].as_u64().expect("a count")).collect::<Vec<_>>()
+    };
+    asked(&gateways, 3);
+    let before = agreed_on(&gateways, &accounts, |state| requests(state) == [7, 7]);
+    // It writes what it remembers when it is told to end.
+    gateways[0].signal(rustix::process::Signal::TERM);
+    assert!(gateways[0].wait(Duration::from_secs(40)).is_some(), "it does not end");
+    // Meanwhile others hear of the account, and something is said of it.
+    assert_eq!(ask(&gateways[1], "sk-one", "Still there?"), 200);
+    gateways[1].set_tier(&accounts[0], "high");
+    gateways[0].restart();
+    in_step(&gateways);
+    let after = agreed_on(&gateways, &accounts, |state| requests(state) == [8, 7]);
+    assert_eq!((&after[0]["override"], &before[0]["override"]), (&json!("high"), &Value::Null));
+    asked(&gateways, 1);
+    agreed_on(&gateways, &accounts, |state| requests(state) == [10, 9]);
 }
 
 #[test]

@@ -239,6 +239,12 @@ impl Engine {
         self.restoring = restoring;
     }
 
+    /// Whether rows are still being taken back.
+    #[must_use]
+    pub fn is_restoring(&self) -> bool {
+        self.restoring
+    }
+
     /// Whether all there is of an account is held.
     #[must_use]
     pub fn is_restored(&self, id: &AccountId) -> bool {

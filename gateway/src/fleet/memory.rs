@@ -44,7 +44,9 @@ pub(super) struct Work {
     /// Accounts to be written whatever was told of them before.
     unsent: VecDeque<AccountId>,
     pace: Pace,
-    /// Keys of all accounts that were held when Redis was found empty.
+    /// Redis has lost what it held: everything is to be written again, once all is held.
+    lost: bool,
+    /// Keys of what is left of that.
     again: Vec<u64>,
     /// Accounts that were written lately: a failover may lose them.
     unsure: VecDeque<(Instant, AccountId)>,
@@ -227,12 +229,8 @@ impl Fleet {
         match before {
             None => {}
             Some(before) if before.run != now.run || lost(&before.histories, &now.histories) => {
-                work.again = self.judge.account_keys();
-                info!(
-                    target: "stillgate::fleet",
-                    accounts = work.again.len(),
-                    "Redis has lost what it held: memories are written again"
-                );
+                info!(target: "stillgate::fleet", "Redis has lost memories: they are written again");
+                work.lost = true;
             }
             // A replica has taken a master's place, and may lack the last moments.
             Some(before) if before.histories != now.histories => {
@@ -264,6 +262,10 @@ impl Fleet {
         let until = Instant::now() + self.settings.memory_interval;
         let mut again = FLEET_AGAIN_MAX;
         work.unsent.extend(work.pace.over(Instant::now()));
+        if work.lost && !self.judge.is_restoring() {
+            work.again = self.judge.account_keys();
+            work.lost = false;
+        }
         loop {
             if work.unsent.is_empty() && again > 0 {
                 let from = work.again.len().saturating_sub(FLEET_CHANGED_NAMED_MAX.min(again));
