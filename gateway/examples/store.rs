@@ -1,7 +1,7 @@
 //! What the embedded store costs: bytes an account, rows written behind, commits, the sweep, a start.
 //!
-//! `cargo run --release -p stillgate --example store [ACCOUNTS] [DIR]` lets accounts (a million by
-//! default) ask one to six times each through the judge, so that their rows go the way that they go in
+//! `cargo run --release -p stillgate --example store [ACCOUNTS] [DIR] [TIMES]` lets accounts (a million
+//! by default) ask one to six times each (or fewer) through the judge, so that their rows go the way that they go in
 //! production, then starts the binary beside it, `stillgate`, on what was written. The background
 //! detectors do not run: their part of a row, what prompts mean, is missing, about a tenth of it.
 #![expect(clippy::expect_used, reason = "a measurement has nobody to tell")]
@@ -55,7 +55,8 @@ fn main() {
     let folder = folder.join(format!("stillgate-store-{}", std::process::id()));
     let dir = folder.join("data");
     std::fs::create_dir_all(&folder).expect("a folder");
-    write(accounts, &dir);
+    let times = arguments.next().and_then(|n| n.parse().ok()).unwrap_or(6);
+    write(accounts, times, &dir);
     sweep(accounts, &dir);
     if accounts <= 10_000_000 {
         start(accounts, &folder);
@@ -63,11 +64,11 @@ fn main() {
     std::fs::remove_dir_all(folder).expect("its own folder");
 }
 
-fn write(accounts: u32, dir: &Path) {
+fn write(accounts: u32, times: u32, dir: &Path) {
     let process = open(dir);
     process.memory.sweep(1_000_000, || ()).expect("a thread");
     let (begun, mut asked) = (Instant::now(), 0);
-    for turn in 0..6 {
+    for turn in 0..times {
         for account in (0..accounts).filter(|account| mixed(*account) % 6 >= turn) {
             process.judge.arrived(&observation(account, turn), None, PATIENCE);
             asked += 1;

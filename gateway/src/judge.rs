@@ -123,7 +123,10 @@ impl Judge {
         };
         let arrival = self.engine.try_lock_for(patience).and_then(|mut engine| {
             match self.loader_for(&engine, account) {
-                None => Some(take_in(&mut engine, arrived, profile.as_ref())),
+                None => {
+                    self.is_whole(&mut engine, account);
+                    Some(take_in(&mut engine, arrived, profile.as_ref()))
+                }
                 Some(loader) => {
                     drop(engine);
                     loader.arrived(account, profile, arrived, patience)
@@ -157,17 +160,34 @@ impl Judge {
 
     /// From now on accounts that are not held are put into the engine by a loader.
     pub(crate) fn load_with(&self, loader: Arc<Loader>) {
+        self.engine.lock().set_stored(true);
         let _ = self.loader.set(loader);
     }
 
-    /// Who is to put an account into the engine; nobody where it is held, or new for sure.
+    /// Whether rows of many accounts are being taken back.
+    pub(crate) fn set_restoring(&self, restoring: bool) {
+        self.engine.lock().set_restoring(restoring);
+    }
+
+    /// Says that nothing is stored of an account beyond what is held, or comes to be held.
+    pub(crate) fn nothing_stored(&self, account: &AccountId) {
+        self.is_whole(&mut self.engine.lock(), account);
+    }
+
+    fn is_whole(&self, engine: &mut Engine, account: &AccountId) {
+        if self.loader.get().is_some() && !engine.is_restored(account) {
+            engine.nothing_stored(account);
+        }
+    }
+
+    /// Who is to put an account into the engine; nobody where it is held whole, or new for sure.
     fn loader_for(&self, engine: &Engine, account: &AccountId) -> Option<&Arc<Loader>> {
         let loader = self.loader.get()?;
         let new = || loader.is_complete() && engine.evicted().0 == 0;
-        (!engine.holds(account) && !new()).then_some(loader)
+        (!engine.is_restored(account) && !new()).then_some(loader)
     }
 
-    /// Whether an account is held, or new for sure.
+    /// Whether an account is held whole, or new for sure.
     pub(crate) fn is_here(&self, account: &AccountId) -> bool {
         self.loader_for(&self.engine.lock(), account).is_none()
     }
@@ -204,9 +224,7 @@ impl Judge {
             while begun.elapsed() < ROW_LOCK_MAX
                 && let Some(row) = left.next()
             {
-                if !engine.holds(&row.id) {
-                    engine.adopt(row);
-                }
+                engine.adopt(row);
             }
             if !pause.is_zero() {
                 engine.make_room();
@@ -233,7 +251,12 @@ impl Judge {
         };
         let mut engine = self.engine.lock();
         match account.and_then(|account| Some((account, self.loader_for(&engine, account)?))) {
-            None => drop(engine.observe(event)),
+            None => {
+                if let Some(account) = account {
+                    self.is_whole(&mut engine, account);
+                }
+                engine.observe(event);
+            }
             Some((account, loader)) => {
                 drop(engine);
                 loader.observe(account, event.clone());

@@ -229,7 +229,10 @@ impl AccountMemory {
     ) -> std::io::Result<()> {
         spawn("rows-sweep", self, move |memory| {
             let begun = Instant::now();
-            match memory.take_back(accounts_max as u64) {
+            memory.judge.set_restoring(true);
+            let taken = memory.take_back(accounts_max as u64);
+            memory.judge.set_restoring(false);
+            match taken {
                 Ok(swept) => info!(
                     accounts = swept.taken,
                     damaged = swept.damaged,
@@ -256,16 +259,17 @@ impl AccountMemory {
 
     fn load(&self, jobs: &Receiver<Job>, reader: &RowReader) {
         while let Ok(Job { account, wanted }) = jobs.recv() {
-            let found = if self.judge.is_here(&account) {
-                None
-            } else {
+            if !self.judge.is_here(&account) {
                 self.loader.reading(true);
-                let found = self.find(&account, reader);
+                let (row, profile) = self.find(&account, reader);
                 self.loader.reading(false);
-                found
-            };
-            if let Some((row, profile)) = found {
-                self.judge.adopt(row.into_iter().collect(), Duration::ZERO);
+                let asked_for = !matches!(wanted, Wanted::Nothing(_));
+                match row {
+                    Some(row) => self.judge.adopt(vec![row], Duration::ZERO),
+                    // Whoever was only asked about does not come to be held.
+                    None if asked_for || profile.is_some() => self.judge.nothing_stored(&account),
+                    None => {}
+                }
                 if let Some(profile) = profile {
                     self.judge.observe_held(&profile);
                 }
@@ -284,11 +288,7 @@ impl AccountMemory {
     }
 
     /// What is stored of an account, and what an operator told of it.
-    fn find(
-        &self,
-        account: &AccountId,
-        reader: &RowReader,
-    ) -> Option<(Option<AccountRow>, Option<Event>)> {
+    fn find(&self, account: &AccountId, reader: &RowReader) -> (Option<AccountRow>, Option<Event>) {
         let in_flight = self.in_flight.lock().get(account).cloned();
         let bytes = match in_flight {
             Some(bytes) => Some(bytes),
@@ -305,7 +305,7 @@ impl AccountMemory {
         if row.is_some() {
             self.metrics.rows_read.inc();
         }
-        (row.is_some() || profile.is_some()).then_some((row, profile))
+        (row, profile)
     }
 
     fn unread(&self, error: &StoreError) {
