@@ -311,6 +311,7 @@ fn observation(account: u32, turn: u32) -> Observation {
         },
         format: Format::OpenaiChat,
         foreign_marks: 0,
+        indicators: Vec::new(),
         conversation: Conversation {
             turns: vec![Turn {
                 role: Role::User,

@@ -681,7 +681,7 @@ impl Exchange {
         let config = self.config.as_ref().ok_or(Refused::NotConfigured)?;
         let peers = config.peers.iter();
         let keys = peers.flat_map(|peer| peer.verify.iter().map(move |key| (key, peer)));
-        let (text, peer) = sign::open(envelope, keys)?;
+        let (text, peer) = sign::open(envelope, &keys)?;
         *from = Some(peer.name.clone());
         let bundle = IocBundle::read(&text).map_err(Refused::Malformed)?;
         let now_ms = unix_ms();
@@ -729,7 +729,7 @@ impl Exchange {
         } else {
             for (kind, values) in bundle.values() {
                 for value in values {
-                    plan.take(kind, value, record.clone(), bundle.issued_ms);
+                    plan.take(kind, value, &record, bundle.issued_ms);
                 }
             }
         }
@@ -785,7 +785,7 @@ impl Exchange {
                 last_seen_ms: told.seen_ms.1,
                 dropped: None,
             };
-            plan.take(*kind, value, record, told.told_ms);
+            plan.take(*kind, value, &record, told.told_ms);
         }
         for (_, why) in &imported.skipped {
             plan.skip_n(why, 1);
@@ -1080,7 +1080,7 @@ impl<'e> Plan<'e> {
         let room = INDICATORS_SOURCE_MAX.saturating_sub(of_source);
         let room = room.min(INDICATORS_HELD_MAX.saturating_sub(held.words.len()));
         let taken = Taken { source: source.to_string(), ..Taken::default() };
-        Self { exchange, source: source.clone(), writes: Vec::new(), room, taken }
+        Self { exchange, source, writes: Vec::new(), room, taken }
     }
 
     fn skip_n(&mut self, why: &str, count: usize) {
@@ -1098,7 +1098,7 @@ impl<'e> Plan<'e> {
         Ok(before)
     }
 
-    fn take(&mut self, kind: Kind, value: &str, record: Record, at_ms: u64) {
+    fn take(&mut self, kind: Kind, value: &str, record: &Record, at_ms: u64) {
         if let Err(why) = self.try_take(kind, value, record, at_ms) {
             self.skip_n(why, 1);
         }
@@ -1108,7 +1108,7 @@ impl<'e> Plan<'e> {
         &mut self,
         kind: Kind,
         value: &str,
-        record: Record,
+        record: &Record,
         at_ms: u64,
     ) -> Result<(), &'static str> {
         let indicator = Indicator::read(kind, value, self.exchange.own_networks())?;
@@ -1121,11 +1121,11 @@ impl<'e> Plan<'e> {
                 return Err("its source has taken it back since");
             }
             // Nothing is written where nothing changes: bundles come again every half day.
-            Some(Word { record: Some(held), .. }) if held == record => {}
+            Some(Word { record: Some(held), .. }) if held == *record => {}
             Some(Word { at_ms: held_ms, .. }) if held_ms >= at_ms => {
                 return Err("its source has said something newer");
             }
-            _ => self.write(&key, serde_json::to_string(&record).ok(), at_ms),
+            _ => self.write(&key, serde_json::to_string(record).ok(), at_ms),
         }
         self.taken.taken += 1;
         Ok(())

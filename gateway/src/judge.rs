@@ -122,11 +122,8 @@ impl Judge {
             return Judged::AsBefore;
         };
         let arrival = self.engine.try_lock_for(patience).and_then(|mut engine| {
-            match self.loader_for(&engine, account) {
-                None => {
-                    self.is_whole(&mut engine, account);
-                    Some(take_in(&mut engine, arrived, profile.as_ref()))
-                }
+            match self.loader_for(&mut engine, account) {
+                None => Some(take_in(&mut engine, arrived, profile.as_ref())),
                 Some(loader) => {
                     drop(engine);
                     loader.arrived(account, profile, arrived, patience)
@@ -158,45 +155,57 @@ impl Judge {
         }
     }
 
-    /// From now on accounts that are not held are put into the engine by a loader.
+    /// From now on accounts that are not whole are made so by a loader, see
+    /// [`Engine::is_restored`].
     pub(crate) fn load_with(&self, loader: Arc<Loader>) {
-        self.engine.lock().set_stored(true);
+        let mut engine = self.engine.lock();
+        engine.set_stored(true);
+        engine.set_restoring(true);
         let _ = self.loader.set(loader);
     }
 
-    /// Whether rows of many accounts are being taken back.
-    pub(crate) fn set_restoring(&self, restoring: bool) {
-        self.engine.lock().set_restoring(restoring);
+    /// All that is stored was taken back: who has no ties now has none.
+    pub(crate) fn all_taken_back(&self) {
+        self.engine.lock().set_restoring(false);
     }
 
-    /// Says that nothing is stored of an account beyond what is held, or comes to be held.
-    pub(crate) fn nothing_stored(&self, account: &AccountId) {
-        self.is_whole(&mut self.engine.lock(), account);
-    }
-
-    fn is_whole(&self, engine: &mut Engine, account: &AccountId) {
-        if self.loader.get().is_some() && !engine.is_restored(account) {
-            engine.nothing_stored(account);
-        }
-    }
-
-    /// Who is to put an account into the engine; nobody where it is held whole, or new for sure.
-    fn loader_for(&self, engine: &Engine, account: &AccountId) -> Option<&Arc<Loader>> {
+    /// Who is to make an account whole; nobody where it is, or new for sure.
+    fn loader_for(&self, engine: &mut Engine, account: &AccountId) -> Option<&Arc<Loader>> {
         let loader = self.loader.get()?;
-        let new = || loader.is_complete() && engine.evicted().0 == 0;
-        (!engine.is_restored(account) && !new()).then_some(loader)
+        if engine.is_restored(account) {
+            return None;
+        }
+        if loader.is_complete() && engine.evicted().0 == 0 {
+            engine.nothing_stored(account);
+            return None;
+        }
+        Some(loader)
     }
 
-    /// Whether an account is held whole, or new for sure.
+    /// Whether an account is whole, or new for sure.
     pub(crate) fn is_here(&self, account: &AccountId) -> bool {
-        self.loader_for(&self.engine.lock(), account).is_none()
+        let engine = self.engine.lock();
+        let new = |loader: &Arc<Loader>| loader.is_complete() && engine.evicted().0 == 0;
+        self.loader.get().is_none_or(new) || engine.is_restored(account)
+    }
+
+    /// The store has no row of an account.
+    pub(crate) fn nothing_stored(&self, account: &AccountId) {
+        self.engine.lock().nothing_stored(account);
     }
 
     /// Puts an account into the engine if it is stored, so that it is whole whatever is told of it
     /// next. Whether that was done in time.
     pub fn fetch(&self, account: &AccountId, patience: Duration) -> bool {
-        let loader = self.loader_for(&self.engine.lock(), account).cloned();
-        loader.is_none_or(|loader| loader.fetch(account, patience))
+        // Whoever is only asked about does not come to be held.
+        self.loader
+            .get()
+            .is_none_or(|loader| self.is_here(account) || loader.fetch(account, patience))
+    }
+
+    /// Whether anything is held of an account.
+    pub(crate) fn holds(&self, account: &AccountId) -> bool {
+        self.engine.lock().holds(account)
     }
 
     /// Everything that is held of some accounts, as it is stored.
@@ -215,7 +224,7 @@ impl Judge {
         rows
     }
 
-    /// Takes back stored accounts that are not held yet; pauses at least so long after each few, and
+    /// Takes back stored accounts that are not whole yet; pauses at least so long after each few, and
     /// as long as it has held the engine.
     pub(crate) fn adopt(&self, rows: Vec<AccountRow>, pause: Duration) {
         let mut left = rows.into_iter().peekable();
@@ -250,13 +259,8 @@ impl Judge {
             _ => None,
         };
         let mut engine = self.engine.lock();
-        match account.and_then(|account| Some((account, self.loader_for(&engine, account)?))) {
-            None => {
-                if let Some(account) = account {
-                    self.is_whole(&mut engine, account);
-                }
-                engine.observe(event);
-            }
+        match account.and_then(|account| Some((account, self.loader_for(&mut engine, account)?))) {
+            None => drop(engine.observe(event)),
             Some((account, loader)) => {
                 drop(engine);
                 loader.observe(account, event.clone());

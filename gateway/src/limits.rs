@@ -318,7 +318,7 @@ pub const ADMIN_MEMBERS_MAX: usize = 200;
 pub const ADMIN_TEXT_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Candidates against whom a text is tested at once, the ones marked last.
-pub const ADMIN_CANDIDATES_MAX: usize = 20_000;
+pub const ADMIN_CANDIDATES_MAX: usize = 2_000;
 
 /// Profiles sent at once.
 pub const ADMIN_PROFILES_BYTES_MAX: u64 = 64 * 1024 * 1024;

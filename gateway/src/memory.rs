@@ -229,10 +229,7 @@ impl AccountMemory {
     ) -> std::io::Result<()> {
         spawn("rows-sweep", self, move |memory| {
             let begun = Instant::now();
-            memory.judge.set_restoring(true);
-            let taken = memory.take_back(accounts_max as u64);
-            memory.judge.set_restoring(false);
-            match taken {
+            match memory.take_back(accounts_max as u64) {
                 Ok(swept) => info!(
                     accounts = swept.taken,
                     damaged = swept.damaged,
@@ -245,6 +242,7 @@ impl AccountMemory {
                     error!(%error, "not all that is remembered of accounts could be taken back");
                 }
             }
+            memory.judge.all_taken_back();
             then();
         })
     }
@@ -259,16 +257,20 @@ impl AccountMemory {
 
     fn load(&self, jobs: &Receiver<Job>, reader: &RowReader) {
         while let Ok(Job { account, wanted }) = jobs.recv() {
-            if !self.judge.is_here(&account) {
+            let found = if self.judge.is_here(&account) {
+                None
+            } else {
                 self.loader.reading(true);
-                let (row, profile) = self.find(&account, reader);
+                let found = self.find(&account, reader);
                 self.loader.reading(false);
-                let asked_for = !matches!(wanted, Wanted::Nothing(_));
+                Some(found)
+            };
+            if let Some((row, profile)) = found {
+                let only_asked = matches!(wanted, Wanted::Nothing(_)) && profile.is_none();
                 match row {
                     Some(row) => self.judge.adopt(vec![row], Duration::ZERO),
-                    // Whoever was only asked about does not come to be held.
-                    None if asked_for || profile.is_some() => self.judge.nothing_stored(&account),
-                    None => {}
+                    None if only_asked && !self.judge.holds(&account) => {}
+                    None => self.judge.nothing_stored(&account),
                 }
                 if let Some(profile) = profile {
                     self.judge.observe_held(&profile);

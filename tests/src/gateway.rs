@@ -521,7 +521,7 @@ impl GatewayBuilder {
              [[listener]]\naddress = \"{tls}\"\n\
              certificates = [{{ chain = \"chain.pem\", key = \"key.pem\" }}]\n\
              [[listener]]\naddress = \"{plain}\"\n\
-             {listeners}{routes}{upstreams}{tables}\
+             {listeners}{routes}{upstreams}\
              [identity]\nkey_file = \"account.key\"\n{identity}\n\
              [admin]\naddress = \"{admin}\"\ntoken_file = \"admin.token\"\n\
              [limits]\n{limits}\n\

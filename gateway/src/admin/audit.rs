@@ -46,7 +46,8 @@ pub(super) struct Page {
     complete: bool,
 }
 
-/// An entry with its link of the chain: SHA-256 over the link before it and the entry's exact text.
+/// An entry with its link of the chain: SHA-256 over the link before it and the SHA-256 of the entry's
+/// exact text, both in hex digits.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Linked {
     /// 64 hex digits.

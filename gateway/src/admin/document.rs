@@ -124,6 +124,11 @@ mod tests {
                 assert!(operation["summary"].is_string(), "{method} {path}");
                 let method: Method = method.to_ascii_uppercase().parse().unwrap();
                 let role = document.needed[&(method.clone(), path.clone())];
+                if role == Role::Peer {
+                    // A bundle is the word of whoever signed it.
+                    assert!(path == "/v1/iocs/export" || path == "/v1/iocs/import", "{path}");
+                    continue;
+                }
                 // Whoever only looks changes nothing, and whoever changes needs to say why.
                 let looks = method == Method::GET || path.ends_with("/verify");
                 let looks = looks || path.ends_with("/validate");

@@ -12,8 +12,6 @@ use std::path::{Component, Path, PathBuf};
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -21,6 +19,7 @@ use sha2::{Digest, Sha256};
 use super::audit::each_link;
 use crate::audit::{Act, Actor, Anchor, Chain, Chained, Entry, Link, Told};
 use crate::config::file::read_bounded;
+use crate::ioc::sign::{ED25519_SPKI, SigningKey, VerifyKey};
 use crate::limits::{EVIDENCE_FILES_MAX, EVIDENCE_TEXT_BYTES_MAX};
 use crate::policy::unix_ms;
 use crate::store::{Reader, Table};
@@ -374,27 +373,26 @@ fn read_text(path: &Path) -> Result<String, String> {
 }
 
 fn read_key(path: &Path) -> Result<Ed25519KeyPair, String> {
-    let wrong = || format!("{} is no Ed25519 private key in PEM", path.display());
     let pem = read_bounded(path).map_err(cannot(path))?;
-    let der = PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|_| wrong())?;
-    Ed25519KeyPair::from_pkcs8(der.secret_pkcs8_der()).map_err(|_| wrong())
+    match SigningKey::ed25519(&pem) {
+        Ok(SigningKey::Ed25519 { pair, .. }) => Ok(pair),
+        Ok(SigningKey::Hmac { .. }) => Err(format!("{} is no Ed25519 key", path.display())),
+        Err(wrong) => Err(format!("{} {wrong}", path.display())),
+    }
 }
-
-/// DER of an Ed25519 public key up to its 32 bytes (RFC 8410, section 4).
-const PUBLIC_PREFIX: [u8; 12] =
-    [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 fn public_pem(key: &[u8]) -> String {
-    let der = [&PUBLIC_PREFIX, key].concat();
-    format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der))
+    let der = STANDARD.encode([&ED25519_SPKI, key].concat());
+    format!("-----BEGIN PUBLIC KEY-----\n{der}\n-----END PUBLIC KEY-----\n")
 }
 
-fn read_public(path: &Path) -> Result<Vec<u8>, String> {
-    let wrong = || format!("{} is no Ed25519 public key in PEM", path.display());
+fn read_public(path: &Path) -> Result<[u8; 32], String> {
     let pem = read_bounded(path).map_err(cannot(path))?;
-    let der = SubjectPublicKeyInfoDer::from_pem_slice(&pem).map_err(|_| wrong())?;
-    let key = der.strip_prefix(&PUBLIC_PREFIX).filter(|key| key.len() == 32);
-    key.map(<[u8]>::to_vec).ok_or_else(wrong)
+    match VerifyKey::ed25519(&pem) {
+        Ok(VerifyKey::Ed25519 { public, .. }) => Ok(public),
+        Ok(VerifyKey::Hmac { .. }) => Err(format!("{} is no Ed25519 key", path.display())),
+        Err(wrong) => Err(format!("{} {wrong}", path.display())),
+    }
 }
 
 /// Whether a folder is signed.

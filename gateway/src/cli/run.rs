@@ -162,7 +162,7 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
     }
     let policies = Policies { enforcer: enforcer.clone() };
     server.add_service(background_service("policy", policies));
-    let indicators_service = Indicators { exchange: indicators.clone() };
+    let indicators_service = Indicators { exchange: indicators };
     server.add_service(background_service("indicators", indicators_service));
     let networks = Networks { store: config.networks.clone() };
     server.add_service(background_service("networks", networks));

@@ -1585,6 +1585,10 @@ threads = "two"
         };
         let key = |line: &str| ("key_file = \"account.key\"", line.to_owned());
         let token = |line: &str| ("token_file = \"admin.token\"", line.to_owned());
+        let redis = |lines: &str| {
+            let table = format!("store = \"redis\"\n[redis]\n{lines}\n[[listener]]");
+            ("[[listener]]", table)
+        };
         let cases: Vec<((&str, String), &str, &str)> = vec![
             (tls("a.pem", "b.key", ""), "chain", "is not the certificate of"),
             (tls("a.pem", "a.pem", ""), "key", "holds no private key"),
@@ -1736,6 +1740,32 @@ threads = "two"
                 "record_text",
                 "needs record",
             ),
+            (
+                ("[[listener]]", "store = \"redis\"\n[[listener]]".into()),
+                "store",
+                "needs a table [redis]",
+            ),
+            (end("[redis]\nurls = [\"redis://localhost\"]"), "redis", "with store = \"redis\""),
+            (redis("urls = []"), "redis.urls", "such as"),
+            (redis("cluster = true"), "redis.urls", "is missing"),
+            (redis("urls = [\"localhost:6379\"]"), "redis.urls[0]", "begins with redis://"),
+            (redis("urls = [\"redis://u:secret@a\"]"), "redis.urls[0]", "password_file"),
+            (redis("urls = [\"redis://a\", \"rediss://b\"]"), "redis.urls", "either for all"),
+            (redis("urls = [\"redis://a\", \"redis://a:6379\"]"), "redis.urls[1]", "twice"),
+            (redis("urls = [\"rediss://a\"]\nusername = \"u\""), "redis.username", "password"),
+            (redis("urls = [\"rediss://a\"]\nprefix = \"{a}\""), "redis.prefix", "letters"),
+            (
+                redis("urls = [\"redis://localhost\"]\nca = \"certificates/clients-ca.pem\""),
+                "redis.ca",
+                "needs rediss://",
+            ),
+            (
+                redis(
+                    "urls = [\"rediss://a\"]\npassword_file = \"spaced.token\"\nsync_interval_ms = 1",
+                ),
+                "redis.sync_interval_ms",
+                "10",
+            ),
         ];
         for ((from, to), key, message) in cases {
             assert!(MINIMAL.contains(from), "{from}");
@@ -1840,9 +1870,20 @@ threads = "two"
         directory.certificate("certificates/api", &["api.example.com"]);
         directory.certificate("certificates/clients-ca", &["clients.example.com"]);
         directory.certificate("certificates/internal", &["internal.example.com"]);
+        directory.certificate("certificates/admin", &["admin.example.com"]);
+        directory.certificate("certificates/operators-ca", &["operators.example.com"]);
+        directory.write("dashboard.token", "0123456789abcdef0123456789abcdef-dashboard\n");
         directory.write("GeoLite2-ASN.mmdb", crate::network::tests::sample_database());
+        directory.certificate("gateway", &["gateway.example.com"]);
+        directory.write("redis.password", "a-password\n");
         directory.write("policy.toml", "");
         directory.write("webhook.secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n");
+        directory.write("ioc.pem", crate::ioc::sign::tests::PRIVATE);
+        directory.write("other-lab.pem", crate::ioc::sign::tests::PUBLIC);
+        let key = "00112233445566778899aabbccddeeff".repeat(2);
+        directory.write("ioc.key", &key);
+        directory.write("exchange.key", key);
+        directory.write("other-lab.token", "0123456789abcdefghij\n");
         for list in ["tor-exits.txt", "proxies.txt", "vpns.txt"] {
             directory.write(list, "192.0.2.1\n");
         }
@@ -1859,9 +1900,12 @@ threads = "two"
         assert_eq!(config.routes[0].upstream, 1, "upstreams are in the order of their names");
     }
 
+    const REDIS_INTERVALS: (Duration, Duration) =
+        (Duration::from_millis(100), Duration::from_secs(1));
+
     #[test]
     fn the_examples_comments_show_settings_that_exist_with_their_defaults() {
-        // Each commented setting is switched on; only `tls` then needs its counterpart.
+        // Each commented setting is switched on; only `tls` and `store` then need their counterparts.
         let switched_on: String = EXAMPLE
             .lines()
             .map(|line| match line.strip_prefix("# ") {
@@ -1870,6 +1914,7 @@ threads = "two"
             })
             .collect();
         let switched_on = switched_on.replace("\ntls = false", "\ntls = true");
+        let switched_on = switched_on.replace("store = \"embedded\"", "store = \"redis\"");
         let directory = example_directory();
         let config = match parse_in(&directory, &switched_on) {
             Ok(config) => config,
@@ -1889,6 +1934,12 @@ threads = "two"
         assert_eq!((shown.retries, shown.protocol), (default.retries, default.protocol));
         assert_eq!(config.server.drain, defaults.server.drain);
         assert_eq!(config.log.level, defaults.log.level);
+        let ioc = config.ioc.as_ref().unwrap();
+        assert_eq!((ioc.lifetime_ms, ioc.operator_weight), (crate::ioc::LIFETIME_MS, 0.5));
+        assert_eq!((ioc.signing.len(), ioc.peers.len(), ioc.peers[0].weight), (2, 1, 0.5));
+        let redis = config.redis.as_ref().expect("it is shown");
+        assert_eq!((redis.sync_interval, redis.memory_interval), REDIS_INTERVALS);
+        assert_eq!((redis.prefix.as_str(), redis.keep.as_secs()), ("sg", 30 * 86_400));
         let [webhook] = config.webhooks.as_slice() else { panic!("one webhook") };
         assert_eq!(webhook.events, crate::webhook::DEFAULT_EVENTS);
         let seconds = [webhook.timeout, webhook.retry, webhook.retry_max, webhook.give_up_after];
@@ -1898,8 +1949,12 @@ threads = "two"
     /// `key = value` or `[table]`, not a sentence.
     fn is_setting(line: &str) -> bool {
         let key = line.split(" = ").next().unwrap();
-        let plain = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b"_2".contains(&b));
-        let table = ["[identity.", "[[webhook]]"].iter().any(|table| line.starts_with(table));
+        let plain = |text: &str| {
+            text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        };
+        let tables =
+            ["[identity.", "[redis]", "[[admin.token]]", "[ioc]", "[[peer]]", "[[webhook]]"];
+        let table = tables.iter().any(|table| line.starts_with(table));
         (line.contains(" = ") && plain(key)) || table
     }
 

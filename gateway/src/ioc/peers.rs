@@ -196,10 +196,11 @@ impl<'p> Link<'p> {
                 return Err(LinkError::Malformed);
             }
             for envelope in exported.bundles {
-                match self.exchange.import(envelope.get().as_bytes(), "pull").await {
-                    Err(Refused::Store(error)) => return Err(error.into()),
-                    // What is refused is in the audit, and asking again would not change it.
-                    Ok(_) | Err(_) => {}
+                // What else is refused is in the audit, and asking again would not change it.
+                if let Err(Refused::Store(error)) =
+                    self.exchange.import(envelope.get().as_bytes(), "pull").await
+                {
+                    return Err(error.into());
                 }
             }
             let Some(next) = exported.next else { return Ok(()) };

@@ -21,7 +21,7 @@ use crate::limits::{IOC_ENVELOPE_BYTES_MAX, IOC_SIGNATURES_MAX};
 /// What is signed.
 pub const PAYLOAD_TYPE: &str = "application/vnd.stillgate.iocs.v1+json";
 /// DER of an Ed25519 public key up to its 32 bytes (RFC 8410, section 4).
-const ED25519_SPKI: [u8; 12] =
+pub const ED25519_SPKI: [u8; 12] =
     [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 /// A key that signs.
@@ -31,7 +31,7 @@ pub enum SigningKey {
         /// Which, for whoever verifies.
         id: String,
         /// The key.
-        key: hmac::Key,
+        key: Box<hmac::Key>,
     },
     /// Ed25519.
     Ed25519 {
@@ -52,7 +52,7 @@ impl SigningKey {
     /// A key of bytes that both sides hold.
     #[must_use]
     pub fn hmac(secret: &[u8]) -> Self {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+        let key = Box::new(hmac::Key::new(hmac::HMAC_SHA256, secret));
         Self::Hmac { id: hmac_id(&key), key }
     }
 
@@ -97,7 +97,7 @@ pub enum VerifyKey {
         /// Which.
         id: String,
         /// The key.
-        key: hmac::Key,
+        key: Box<hmac::Key>,
     },
     /// Ed25519.
     Ed25519 {
@@ -118,7 +118,7 @@ impl VerifyKey {
     /// A key of bytes that both sides hold.
     #[must_use]
     pub fn hmac(secret: &[u8]) -> Self {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+        let key = Box::new(hmac::Key::new(hmac::HMAC_SHA256, secret));
         Self::Hmac { id: hmac_id(&key), key }
     }
 
@@ -218,7 +218,7 @@ pub fn seal(text: &str, keys: &[SigningKey]) -> String {
 /// Why it is not believed. Nothing of its payload has been read then.
 pub fn open<'k, O: Copy>(
     envelope: &[u8],
-    owners: impl Iterator<Item = (&'k VerifyKey, O)> + Clone,
+    owners: &(impl Iterator<Item = (&'k VerifyKey, O)> + Clone),
 ) -> Result<(Vec<u8>, O), EnvelopeError> {
     if envelope.len() > IOC_ENVELOPE_BYTES_MAX {
         return Err(EnvelopeError::Oversize);
@@ -257,14 +257,14 @@ pub fn fuzz_envelope(data: &[u8]) {
     let secret = [7; 32];
     let verify = VerifyKey::hmac(&secret);
     let owners = [(&verify, ())];
-    assert!(open(data, owners.into_iter()).is_err());
+    assert!(open(data, &owners.into_iter()).is_err());
     let text = "{\"version\":1}";
     let mut sealed = seal(text, &[SigningKey::hmac(&secret)]).into_bytes();
     if let [at, value, ..] = data {
         let at = usize::from(*at) % sealed.len();
         sealed[at] = *value;
     }
-    if let Ok((payload, ())) = open(&sealed, owners.into_iter()) {
+    if let Ok((payload, ())) = open(&sealed, &owners.into_iter()) {
         assert_eq!(payload, text.as_bytes());
     }
     if let Ok(bundle) = super::bundle::IocBundle::read(data) {
@@ -293,7 +293,7 @@ pub(crate) mod tests {
     }
 
     fn opened(sealed: &[u8], key: &VerifyKey) -> Result<Vec<u8>, EnvelopeError> {
-        open(sealed, [(key, ())].into_iter()).map(|(text, ())| text)
+        open(sealed, &[(key, ())].into_iter()).map(|(text, ())| text)
     }
 
     #[test]
