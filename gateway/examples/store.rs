@@ -1,7 +1,7 @@
 //! What the embedded store costs: bytes an account, rows written behind, commits, the sweep, a start.
 //!
-//! `cargo run --release -p stillgate --example store [ACCOUNTS] [DIR]` lets accounts (a million by
-//! default) ask one to six times each through the judge, so that their rows go the way that they go in
+//! `cargo run --release -p stillgate --example store [ACCOUNTS] [DIR] [TIMES]` lets accounts (a million
+//! by default) ask one to six times each (or fewer) through the judge, so that their rows go the way that they go in
 //! production, then starts the binary beside it, `stillgate`, on what was written. The background
 //! detectors do not run: their part of a row, what prompts mean, is missing, about a tenth of it.
 #![expect(clippy::expect_used, reason = "a measurement has nobody to tell")]
@@ -27,7 +27,10 @@ use gateway::memory::AccountMemory;
 use gateway::metrics::Metrics;
 use gateway::store::{Batch, Store, Table, Write};
 
-const KEY: [u8; 32] = [0x5a; 32];
+const KEY: [u8; 32] = [
+    0x7b, 0x1d, 0x0e, 0x5c, 0x9a, 0x4f, 0x38, 0x26, 0x1f, 0xd2, 0xb6, 0xc8, 0xe0, 0xa7, 0x93, 0x54,
+    0x41, 0xc6, 0xd8, 0xfb, 0x2e, 0x90, 0x7a, 0x3c, 0x5d, 0x1f, 0x86, 0xb4, 0xe2, 0xa0, 0x9c, 0x77,
+];
 const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Process {
@@ -55,7 +58,8 @@ fn main() {
     let folder = folder.join(format!("stillgate-store-{}", std::process::id()));
     let dir = folder.join("data");
     std::fs::create_dir_all(&folder).expect("a folder");
-    write(accounts, &dir);
+    let times = arguments.next().and_then(|n| n.parse().ok()).unwrap_or(6);
+    write(accounts, times, &dir);
     sweep(accounts, &dir);
     if accounts <= 10_000_000 {
         start(accounts, &folder);
@@ -63,11 +67,11 @@ fn main() {
     std::fs::remove_dir_all(folder).expect("its own folder");
 }
 
-fn write(accounts: u32, dir: &Path) {
+fn write(accounts: u32, times: u32, dir: &Path) {
     let process = open(dir);
     process.memory.sweep(1_000_000, || ()).expect("a thread");
     let (begun, mut asked) = (Instant::now(), 0);
-    for turn in 0..6 {
+    for turn in 0..times {
         for account in (0..accounts).filter(|account| mixed(*account) % 6 >= turn) {
             process.judge.arrived(&observation(account, turn), None, PATIENCE);
             asked += 1;

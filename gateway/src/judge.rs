@@ -208,6 +208,11 @@ impl Judge {
         loader.is_none_or(|loader| loader.fetch(account, patience))
     }
 
+    /// Whether anything is held of an account.
+    pub(crate) fn holds(&self, account: &AccountId) -> bool {
+        self.engine.lock().holds(account)
+    }
+
     /// Everything that is held of some accounts, as it is stored.
     pub(crate) fn rows(&self, accounts: &[AccountId]) -> Vec<AccountRow> {
         let mut rows = Vec::with_capacity(accounts.len());

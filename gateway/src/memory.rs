@@ -266,10 +266,10 @@ impl AccountMemory {
                 Some(found)
             };
             if let Some((row, profile)) = found {
+                let only_asked = matches!(wanted, Wanted::Nothing(_)) && profile.is_none();
                 match row {
                     Some(row) => self.judge.adopt(vec![row], Duration::ZERO),
-                    // Somebody who is only asked for does not come to be.
-                    None if matches!(wanted, Wanted::Nothing(_)) && profile.is_none() => {}
+                    None if only_asked && !self.judge.holds(&account) => {}
                     None => self.judge.nothing_stored(&account),
                 }
                 if let Some(profile) = profile {

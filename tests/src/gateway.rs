@@ -283,9 +283,8 @@ impl Gateway {
         };
         run("verify");
         let entry = |line: &str| -> Value {
-            let link: Value = serde_json::from_str(line).expect("a link");
-            let mut entry: Value =
-                serde_json::from_str(link["text"].as_str().expect("its text")).expect("an entry");
+            let link: Value = serde_json::from_str(line).expect("a line of the audit");
+            let mut entry = link["entry"].clone();
             entry["hash"] = link["hash"].clone();
             entry
         };

@@ -17,7 +17,8 @@ const CHAT: &str = "/v1/chat/completions";
 const ZERO_WIDTH: [char; 4] = ['\u{200b}', '\u{200c}', '\u{200d}', '\u{2060}'];
 const OWN_CHAT: &str = "stream=own/openai-chat/prose.sse";
 /// Every account that asks for reasoning is suspected, and whoever is at high gets marked answers.
-const POLICY: &str = "[tiers]\nlow = 0.01\nmedium = 0.9\nhigh = 0.95\ncritical = 0.99\n\
+/// A busy machine is not to hide what was asked: judgements have their time.
+const POLICY: &str = "[enforcement]\ninline_ms_max = 1000\n[tiers]\nlow = 0.01\nmedium = 0.9\nhigh = 0.95\ncritical = 0.99\n\
                       hysteresis = 0.001\n\
                       [limit.suspect]\nper = \"account\"\n\
                       [limit.suspect_cluster]\nper = \"cluster\"\n\
@@ -79,7 +80,11 @@ fn account_of(gateway: &Gateway, key: &str) -> String {
 }
 
 fn explained(gateway: &Gateway, account: &str) -> Value {
-    let answer = gateway.admin(&format!("/v1/accounts/{account}"));
+    // The endpoint bounds how much it is asked.
+    let answer = wait_for("an answer", Duration::from_secs(30), || {
+        let answer = gateway.admin(&format!("/v1/accounts/{account}"));
+        (answer.status != 429).then_some(answer)
+    });
     assert_eq!(answer.status, 200, "{account}: {}", answer.text());
     answer.json()
 }
@@ -109,7 +114,7 @@ fn a_restart_forgets_nothing() {
     }
     let judged = wait_for("a tier", Duration::from_secs(10), || {
         let now = explained(&gateway, &reasons);
-        (now["judged_tier"] == "low" && now["requests"] == 9).then_some(now)
+        (now["judged_tier"] == "low" && now["requests"].as_u64() >= Some(9)).then_some(now)
     });
     // The background detectors have the last word; what they say is stored too.
     std::thread::sleep(Duration::from_millis(500));
@@ -408,7 +413,7 @@ fn under_load(gateway: &mut Gateway, round: u64, run: Duration, told: &Told) {
                     .output()
                     .expect("it starts");
                 let lines = String::from_utf8(read.stdout).expect("text");
-                let fresh = lines.lines().map(|line| serde_json::from_str(line).expect("a link"));
+                let fresh = lines.lines().map(|line| serde_json::from_str(line).expect("a line"));
                 told.audit.lock().unwrap().extend(fresh);
                 std::thread::sleep(Duration::from_millis(100));
             }
@@ -420,6 +425,7 @@ fn under_load(gateway: &mut Gateway, round: u64, run: Duration, told: &Told) {
 }
 
 fn seq(entry: &Value) -> u64 {
+    let entry = entry.get("entry").unwrap_or(entry);
     entry["seq"].as_u64().expect("a number")
 }
 
@@ -444,15 +450,24 @@ fn check(gateway: &Gateway, told: &Told, round: u64) -> usize {
         if account.starts_with("acct-") && !account.starts_with(&recent) && round % 25 != 7 {
             continue;
         }
-        let shown = try_admin(access, "GET", &format!("/v1/accounts/{account}"), "");
-        let shown = shown.expect("an answer").json();
+        // The endpoint bounds how much it is asked.
+        let shown = wait_for("an answer", Duration::from_secs(30), || {
+            let path = format!("/v1/accounts/{account}");
+            try_admin(access, "GET", &path, "").filter(|answer| answer.status != 429)
+        });
+        let shown = shown.json();
         assert_eq!(shown["override"]["tier"], **tier, "round {round}: {account}: {shown}");
     }
-    let marks = gateway.admin("/v1/marks").text();
+    let marks = wait_for("the marks", Duration::from_secs(30), || {
+        let answer = gateway.admin("/v1/marks");
+        (answer.status != 429).then(|| answer.text())
+    });
     for account in told.marked.lock().unwrap().iter() {
         assert!(marks.contains(account), "round {round}: {account} was served marks: {marks}");
     }
-    for (account, tier) in tiers.iter().rev().take(20) {
+    // Of whoever is back at none nothing is kept but the audit.
+    let suspected = tiers.iter().filter(|(_, tier)| **tier != "none");
+    for (account, tier) in suspected.rev().take(20) {
         let shown = explained(gateway, account);
         let begun = shown["decisions"].as_array().is_some_and(|all| !all.is_empty());
         assert!(begun, "round {round}: {account} was at {tier}: {shown}");

@@ -52,7 +52,7 @@ pub fn run(files: &[PathBuf], out: &mut impl Write, err: &mut impl Write) -> io:
                 for warning in &config.warnings {
                     writeln!(err, "{warning} (warning)")?;
                 }
-                if config.store.kind == StoreKind::Embedded
+                if config.store.kind != StoreKind::Memory
                     && let Err(error) = check_store(&config)
                 {
                     exit = EXIT_ERROR;
