@@ -137,11 +137,34 @@ impl Merge for Known {
     }
 }
 
+/// The organisation that the credential named last, by its hash.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Organisation(Option<Mark>);
+
+impl Organisation {
+    /// Named at a time, unix seconds.
+    #[must_use]
+    pub fn new(organisation: u64, at_s: u32) -> Self {
+        Self(Some(Mark::new(organisation, at_s)))
+    }
+}
+
+impl Merge for Organisation {
+    fn merge(&mut self, other: &Self) {
+        let rank = |named: &Self| named.0.map(|mark| (mark.at_s, mark.key()));
+        if rank(other) > rank(self) {
+            *self = *other;
+        }
+    }
+}
+
 /// What is remembered of an account.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
     /// What the operator told.
     pub known: Known,
+    /// What its credential tells.
+    pub declared: Organisation,
     /// Exchanges.
     pub requests: u32,
     /// First and last arrival.
@@ -313,14 +336,20 @@ impl Memory {
     /// instrument, are one.
     #[must_use]
     pub fn customer(&self, account: u64) -> u64 {
-        self.known.organisation.or(self.known.payment).unwrap_or(account)
+        self.organisation().or(self.known.payment).unwrap_or(account)
+    }
+
+    /// Its organisation: the operator's word, or what its credential names.
+    #[must_use]
+    pub fn organisation(&self) -> Option<u64> {
+        self.known.organisation.or(self.declared.0.map(|mark| mark.key()))
     }
 
     /// Whether two accounts are openly one customer's.
     #[must_use]
     pub fn same_customer(&self, other: &Self) -> bool {
         let same = |a: Option<u64>, b: Option<u64>| a.is_some() && a == b;
-        same(self.known.organisation, other.known.organisation)
+        same(self.organisation(), other.organisation())
             || same(self.known.payment, other.known.payment)
     }
 }
@@ -366,6 +395,7 @@ impl Merge for Span {
 
 merge_fields!(Memory {
     known,
+    declared,
     requests,
     span,
     recent,

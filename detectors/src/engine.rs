@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::account::{self, Known, Recent};
 use crate::detector::{Context, Pace};
-use crate::event::{DnsLookup, EnforcementAction, Event, Profile};
+use crate::event::{Declared, DnsLookup, EnforcementAction, Event, Profile};
 use crate::facts::Facts;
 use crate::fusion;
 use crate::indicator;
@@ -208,6 +208,7 @@ impl Engine {
         match event {
             Event::Exchange(observation) => return self.exchange(observation),
             Event::Profile(profile) => self.profile(profile),
+            Event::Organisation(declared) => self.declared(declared),
             Event::Dns(lookup) => self.lookup(lookup),
             Event::ModelRelease(release) => {
                 let model = keyed::hash(&self.key, release.model.as_bytes());
@@ -374,6 +375,16 @@ impl Engine {
         self.mark(key);
     }
 
+    fn declared(&mut self, declared: &Declared) {
+        let key = self.account_key(&declared.account);
+        let organisation = keyed::hash(&self.key, declared.organisation.as_str().as_bytes());
+        let at_s = u32::try_from(declared.at_ms / 1000).unwrap_or(u32::MAX);
+        let account = touch(&mut self.accounts, key, &declared.account);
+        let named = account::Organisation::new(organisation, at_s);
+        account.note(|memory, _| memory.declared.merge(&named));
+        self.mark(key);
+    }
+
     fn lookup(&mut self, lookup: &DnsLookup) {
         if !lookup.transport.is_encrypted() {
             return;
@@ -523,7 +534,7 @@ impl Engine {
         let findings = account.memories.judge(&context, |name| self.policy.enabled(name));
         let weight = |name: &str| self.policy.weight(name);
         let contributions = fusion::contributions(findings, self.policy.fusion.k, weight);
-        let organisation = account.memory.known.organisation;
+        let organisation = account.memory.organisation();
         let allowed = self.allowed.iter().any(|id| *id == key || Some(*id) == organisation);
         let suspicion = if allowed { 0.0 } else { fusion::suspicion(&contributions) };
         let cluster = self.cluster(key, account, &ties);
@@ -654,6 +665,7 @@ fn is_due(requests: u32, judged_at: u32) -> bool {
 mod tests {
     use super::*;
     use crate::event::ModelRelease;
+    use crate::observation::OrganisationId;
 
     #[test]
     fn a_release_that_is_forgotten_leaves_the_others() {
@@ -717,6 +729,39 @@ mod tests {
         assert_eq!(again.clusters(), engine.clusters());
         put(&mut engine, 0, None);
         assert_eq!(engine.clusters(), [(9, 2)]);
+    }
+
+    #[test]
+    fn what_a_credential_names_leaves_what_an_operator_told() {
+        let facts = Arc::new(Facts::builtin().unwrap());
+        let id = AccountId::new("a");
+        let profile = |at_ms, organisation: Option<&str>| {
+            Event::Profile(Profile {
+                at_ms,
+                account: id.clone(),
+                organisation: organisation.map(OrganisationId::new),
+                created_s: Some(7),
+                payment: Some("card".into()),
+                bin: None,
+                verified: true,
+            })
+        };
+        let named = |at_ms| {
+            let organisation = OrganisationId::new("named");
+            Event::Organisation(Declared { at_ms, account: id.clone(), organisation })
+        };
+        let hash = |text: &str| Some(keyed::hash(&[1; 16], text.as_bytes()));
+        for (events, organisation) in [
+            (vec![profile(5, None), named(9)], "named"),
+            (vec![named(9), profile(5, None)], "named"),
+            (vec![profile(5, Some("told")), named(9_000)], "told"),
+        ] {
+            let mut engine = Engine::new(Arc::default(), facts.clone(), [1; 16]);
+            events.iter().for_each(|event| drop(engine.observe(event)));
+            let memory = &engine.account(&id).unwrap().memory;
+            assert_eq!((memory.known.payment, memory.known.created_s), (hash("card"), Some(7)));
+            assert_eq!(memory.organisation(), hash(organisation));
+        }
     }
 
     #[test]

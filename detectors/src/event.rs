@@ -14,6 +14,8 @@ pub enum Event {
     Exchange(Box<Observation>),
     /// An account was created, or its profile changed.
     Profile(Profile),
+    /// A credential named its organisation.
+    Organisation(Declared),
     /// A host resolved a name.
     Dns(DnsLookup),
     /// A model became available.
@@ -29,6 +31,7 @@ impl Event {
         match self {
             Self::Exchange(observation) => observation.at_ms,
             Self::Profile(profile) => profile.at_ms,
+            Self::Organisation(declared) => declared.at_ms,
             Self::Dns(lookup) => lookup.at_ms,
             Self::ModelRelease(release) => release.at_ms,
             Self::Enforcement(enforcement) => enforcement.at_ms,
@@ -53,6 +56,18 @@ pub struct Profile {
     pub bin: Option<u32>,
     /// Whether somebody checked who the account's holder is.
     pub verified: bool,
+}
+
+/// An organisation, as the account's credential names it. What the operator told of the account
+/// stands beside it, and before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Declared {
+    /// When, unix milliseconds.
+    pub at_ms: u64,
+    /// Whose credential.
+    pub account: AccountId,
+    /// The organisation.
+    pub organisation: OrganisationId,
 }
 
 /// How a name was resolved (T-DIST-006).

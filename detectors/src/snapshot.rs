@@ -12,7 +12,7 @@ use crate::pivot::{Family, Pivot};
 use crate::sketch::Mark;
 
 /// Version of the form below. It changes with every change to what is remembered.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 /// Longest encoded account or contribution that is read, in bytes. The longest that is written has
 /// about 6,000 and its account's pseudonym.
 pub const ENCODED_BYTES_MAX: usize = 16_384;

@@ -40,6 +40,7 @@ static EVENTS: LazyLock<Vec<Event>> = LazyLock::new(|| {
     let keep = |event: &Event| match event {
         Event::Exchange(observation) => observation.account.as_ref().is_some_and(keeps),
         Event::Profile(profile) => keeps(&profile.account),
+        Event::Organisation(declared) => keeps(&declared.account),
         Event::Enforcement(enforcement) => keeps(&enforcement.account),
         Event::Dns(_) | Event::ModelRelease(_) => true,
     };

@@ -24,6 +24,7 @@ static CORPUS: LazyLock<Corpus> = LazyLock::new(|| {
             one.account.as_ref().is_some_and(|id| corpus.labels.contains_key(id))
         }
         Event::Profile(profile) => corpus.labels.contains_key(&profile.account),
+        Event::Organisation(declared) => corpus.labels.contains_key(&declared.account),
         Event::Enforcement(enforcement) => corpus.labels.contains_key(&enforcement.account),
         Event::Dns(_) | Event::ModelRelease(_) => true,
     });

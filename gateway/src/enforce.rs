@@ -25,7 +25,7 @@ use detectors::policy::{Action, Actions, Asked, Policy, WhenApart, WhenLate};
 use detectors::seen::Answered;
 use detectors::tier::Tier;
 use detectors::watermark::{Candidate, Layers, Report};
-use detectors::{AccountId, Answer, Conversation, Event, Observation, OrganisationId, Profile};
+use detectors::{AccountId, Answer, Conversation, Declared, Event, Observation, OrganisationId};
 use moka::sync::Cache;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -843,14 +843,10 @@ fn organisation(standing: &Standing, observation: &Observation) -> Option<Event>
     if standing.read(|state| state.organisation.as_ref() == Some(organisation)) {
         return None;
     }
-    Some(Event::Profile(Profile {
+    Some(Event::Organisation(Declared {
         at_ms: observation.at_ms,
         account: standing.account.clone(),
-        organisation: Some(organisation.clone()),
-        created_s: None,
-        payment: None,
-        bin: None,
-        verified: false,
+        organisation: organisation.clone(),
     }))
 }
 

@@ -260,6 +260,7 @@ impl Judge {
     pub fn observe(&self, event: &Event) {
         let account = match event {
             Event::Profile(profile) => Some(&profile.account),
+            Event::Organisation(declared) => Some(&declared.account),
             Event::Enforcement(enforcement) => Some(&enforcement.account),
             _ => None,
         };

@@ -49,7 +49,7 @@ impl Detector for Hydra {
         let tied = 1.0 - (1.0 + ties.mass).powf(-RATE);
         // One card behind many young accounts that nobody declared to belong together: agencies do
         // it too, so it is little.
-        let undeclared = f64::from(u8::from(context.account.known.organisation.is_none()));
+        let undeclared = f64::from(u8::from(context.account.organisation().is_none()));
         let card = 0.25 * ramp(context.card_accounts, 3.0, 12.0) * undeclared;
         let strength = 1.0 - (1.0 - tied) * (1.0 - card) * (1.0 - context.listed.strength);
         Finding::new(Self::NAME, strength, 1.0).because(context.explain, || {

@@ -568,7 +568,10 @@ impl FenceTracker {
                 self.latest = b;
             }
             _ => {
-                self.open_fence();
+                // An info string has no backtick, not as its first either.
+                if !(b == b'`' && self.tick == b'`') {
+                    self.open_fence();
+                }
                 self.line_blank = false;
                 self.line_empty = false;
                 self.text_byte(b);
@@ -861,6 +864,15 @@ mod tests {
         ] {
             assert_eq!(tracked(text), expected, "{text:?}");
         }
+    }
+
+    #[test]
+    fn an_info_string_that_begins_with_a_backtick_opens_nothing() {
+        let mut tracker = FenceTracker::new();
+        tracker.push("word\n```  `~~~\n```\n\n");
+        assert!(!tracker.at_paragraph(), "the second line of backticks has opened a fence");
+        tracker.push("word\n```\n\n");
+        assert!(tracker.at_paragraph());
     }
 
     proptest! {

@@ -169,21 +169,33 @@ impl Enforcer {
         }
     }
 
-    /// Suspends an account or ends its suspension, in what is acted on.
+    /// Suspends an account or ends its suspension, and has the engine remember the former.
     pub(super) fn suspend(&self, account: &AccountId, suspension: Option<Suspension>) {
-        let before = self
-            .keep_of(account, |kept| std::mem::replace(&mut kept.suspended, suspension.clone()));
-        if before == suspension {
-            return;
-        }
-        if suspension.is_some() {
+        let since_ms = suspension.as_ref().map(|suspension| suspension.since_ms);
+        if self.set_suspension(account, suspension)
+            && let Some(at_ms) = since_ms
+        {
             self.judge.observe(&Event::Enforcement(Enforcement {
-                at_ms: unix_ms(),
+                at_ms,
                 account: account.clone(),
                 action: EnforcementAction::Suspend,
             }));
         }
+    }
+
+    /// Suspends an account or ends its suspension, in what is acted on; whether that is new.
+    pub(super) fn set_suspension(
+        &self,
+        account: &AccountId,
+        suspension: Option<Suspension>,
+    ) -> bool {
+        let before = self
+            .keep_of(account, |kept| std::mem::replace(&mut kept.suspended, suspension.clone()));
+        if before == suspension {
+            return false;
+        }
         self.standing(account).change(|state| state.suspended = suspension);
+        true
     }
 
     /// An operator's word: takes a cluster down now. It holds when the answer is durable.

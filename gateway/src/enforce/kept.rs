@@ -118,7 +118,14 @@ impl Enforcer {
             Table::Release,
         ] {
             for register in self.store.scan(table)? {
-                self.apply(&register);
+                match table {
+                    // The engine has it in the account's row.
+                    Table::Suspension => {
+                        let account = AccountId::new(register.key.as_str());
+                        self.set_suspension(&account, read(&register));
+                    }
+                    _ => self.apply(&register),
+                }
                 taken += 1;
             }
         }

@@ -63,7 +63,7 @@ impl Member {
         Self {
             account: account.id.clone(),
             suspicion: account.held.suspicion,
-            organisation: memory.known.organisation,
+            organisation: memory.organisation(),
             payment: memory.known.payment,
             seen_ms: (memory.span.first_ms, memory.span.last_ms),
         }
