@@ -970,13 +970,17 @@ impl Exchange {
         sealed
     }
 
-    /// What is told to peers, as STIX.
+    /// What is told to peers, as STIX; after a place, what was issued since.
     #[must_use]
-    pub fn export_stix(&self) -> Value {
+    pub fn export_stix(&self, after: Option<&Cursor>) -> Value {
         let now_ms = unix_ms();
         let issuer = self.config.as_ref().map_or("stillgate", |config| &config.provider);
         let mut told = BTreeMap::new();
         for bundle in self.bundles(issuer, now_ms) {
+            let cursor = Cursor { issued_ms: bundle.issued_ms, id: bundle.id.clone() };
+            if after.is_some_and(|after| cursor <= *after) {
+                continue;
+            }
             let content = &bundle.content;
             let tell = |kind, value: &String, revoked| stix::Told {
                 indicator: Indicator { kind, value: value.clone() },
@@ -1503,7 +1507,7 @@ mod tests {
     fn stix_is_an_operators_word() {
         let [(a, b), _] = pairs();
         take_down(&a, "00000000000000c1", Status::Active, 0.9);
-        let stix = a.export_stix().to_string();
+        let stix = a.export_stix(None).to_string();
         let actor = Actor::Operator("ada".to_owned());
         let (taken, skipped) =
             block(b.import_stix(stix.as_bytes(), "feed", 0.7, actor, "trusted feed")).unwrap();

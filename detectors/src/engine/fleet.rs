@@ -224,7 +224,7 @@ impl Engine {
     #[must_use]
     pub fn row(&self, id: &AccountId) -> Option<AccountRow> {
         let account = self.account(id).filter(|account| self.is_whole(account))?;
-        Some(Account { changed: false, ..account.clone() })
+        Some(Account { changed: false, restored: false, ..account.clone() })
     }
 
     /// Says that accounts have rows in a store, so that what is seen of one is not all there is

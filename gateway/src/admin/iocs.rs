@@ -144,7 +144,6 @@ pub(super) async fn export(
     };
     let after = match asked.text("after")? {
         None => None,
-        Some(_) if stix => return Err(Refused::bad("after is of the native format alone")),
         Some(given) => Some(given.parse::<Cursor>().map_err(|()| {
             Refused::bad("after must be what next was, a number, a dash and hex digits")
         })?),
@@ -154,7 +153,7 @@ pub(super) async fn export(
     let to = caller.name.clone();
     if stix {
         let bundle = blocking(move || {
-            let bundle = exchange.export_stix();
+            let bundle = exchange.export_stix(after.as_ref());
             exchange.exported(&to, "stix", bundle["objects"].as_array().map_or(0, Vec::len));
             bundle.to_string()
         });
@@ -198,7 +197,7 @@ pub(super) async fn import(
 
 /// Takes in STIX 2.1 on an operator's word, who vouches for it.
 #[utoipa::path(post, path = "/v1/iocs/stix", tag = "iocs", params(schema::IocStixQuery),
-    request_body(content = Object, description = "A STIX 2.1 bundle."),
+    request_body(content = schema::StixBundle, description = "A STIX 2.1 bundle."),
     responses((status = 200, body = TakenStix)), security(("token" = ["operator"])))]
 pub(super) async fn import_stix(
     State(state): State<AdminState>,

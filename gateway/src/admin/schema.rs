@@ -302,6 +302,16 @@ pub(super) struct IocPage {
     next: Option<String>,
 }
 
+/// A STIX 2.1 bundle. Of its objects indicators are read; those with fields of another type, or with
+/// patterns that are not understood, are skipped.
+#[derive(ToSchema)]
+pub(super) struct StixBundle {
+    #[schema(rename = "type", pattern = "^bundle$")]
+    kind: String,
+    #[schema(value_type = Vec<Object>, max_items = 1000)]
+    objects: Vec<Value>,
+}
+
 /// A signed bundle: a DSSE envelope.
 #[derive(ToSchema)]
 #[schema(rename_all = "camelCase")]
