@@ -107,7 +107,10 @@ impl Provider {
             .enable_all()
             .build()
             .expect("a runtime");
-        let listener = runtime.block_on(TcpListener::bind(address)).expect("a loopback port");
+        // The provider before on this address may still be ending.
+        let listener = crate::wait_for("a loopback port", Duration::from_secs(5), || {
+            runtime.block_on(TcpListener::bind(address)).ok()
+        });
         let address = listener.local_addr().expect("a bound address");
         let shared = Arc::new(Shared::default());
         runtime.spawn(serve(listener, shared.clone()));

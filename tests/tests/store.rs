@@ -314,6 +314,8 @@ struct Told {
     overrides: Mutex<BTreeMap<String, String>>,
     marked: Mutex<BTreeSet<String>>,
     audit: Mutex<Vec<Value>>,
+    /// Addresses that an operator told of as indicators.
+    indicators: Mutex<BTreeSet<String>>,
 }
 
 #[test]
@@ -341,9 +343,10 @@ fn crashes(rounds: u64) {
     }
     starts.sort();
     let (overrides, marked) = (told.overrides.lock().unwrap(), told.marked.lock().unwrap());
+    let indicators = told.indicators.lock().unwrap().len();
     println!(
-        "{rounds} crashes: {} overrides, {tiers} tier changes, {} marked accounts, {} audit entries \
-         were told before one; 0 lost; start median {:?}, longest {:?}",
+        "{rounds} crashes: {} overrides, {tiers} tier changes, {} marked accounts, {indicators} \
+         indicators, {} audit entries were told before one; 0 lost; start median {:?}, longest {:?}",
         overrides.len(),
         marked.len(),
         told.audit.lock().unwrap().len(),
@@ -353,6 +356,7 @@ fn crashes(rounds: u64) {
     assert!(overrides.len() as u64 > rounds * 3, "{} overrides", overrides.len());
     assert!(marked.len() as u64 >= rounds, "{} marked", marked.len());
     assert!(tiers as u64 >= rounds, "{tiers} tier changes");
+    assert!(indicators as u64 >= rounds, "{indicators} indicators");
     let log = gateway.stderr();
     assert!(!log.contains("ERROR"), "{log}");
 }
@@ -395,6 +399,27 @@ fn under_load(gateway: &mut Gateway, round: u64, run: Duration, told: &Told) {
             }
         });
         scope.spawn(|| {
+            for number in 0.. {
+                let address = indicator(round, number);
+                let bundle = json!({ "type": "bundle", "objects": [{
+                    "type": "indicator",
+                    "id": format!("indicator--{round}-{number}"),
+                    "pattern": format!("[ipv4-addr:value = '{address}']"),
+                    "pattern_type": "stix",
+                    "confidence": 90,
+                }] });
+                let path = "/v1/iocs/stix?source=told&reason=seen+elsewhere";
+                let answer = try_admin(access, "POST", path, &bundle.to_string());
+                if answer.is_some_and(|answer| answer.status == 200) {
+                    told.indicators.lock().unwrap().insert(address);
+                }
+                if ended() {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        scope.spawn(|| {
             let text = "Think step by step and show your complete chain of thought first.";
             for number in 0.. {
                 let key = format!("sk-reasons-{round}-{}", number / 6);
@@ -422,6 +447,28 @@ fn under_load(gateway: &mut Gateway, round: u64, run: Duration, told: &Told) {
         gateway.crash();
         done.store(true, Ordering::Relaxed);
     });
+}
+
+/// An address for each round and number, none of which is private.
+fn indicator(round: u64, number: u64) -> String {
+    format!("45.{}.{}.{}", round % 256, number / 250 % 256, number % 250 + 1)
+}
+
+/// Every address that is held as an indicator.
+fn indicators(gateway: &Gateway) -> BTreeSet<String> {
+    let (mut held, mut after) = (BTreeSet::new(), String::new());
+    loop {
+        let page = wait_for("a page of indicators", Duration::from_secs(30), || {
+            let answer = gateway.admin(&format!("/v1/iocs?limit=1000{after}"));
+            (answer.status != 429).then(|| answer.json())
+        });
+        let all = page["indicators"].as_array().expect("a list");
+        held.extend(all.iter().filter_map(|one| one["value"].as_str()).map(str::to_owned));
+        match page["next"].as_str() {
+            Some(next) => after = format!("&after={}", next.replace(' ', "+")),
+            None => return held,
+        }
+    }
 }
 
 fn seq(entry: &Value) -> u64 {
@@ -462,6 +509,10 @@ fn check(gateway: &Gateway, told: &Told, round: u64) -> usize {
         let answer = gateway.admin("/v1/marks");
         (answer.status != 429).then(|| answer.text())
     });
+    let held = indicators(gateway);
+    for address in told.indicators.lock().unwrap().iter() {
+        assert!(held.contains(address), "round {round}: {address} is no indicator any more");
+    }
     for account in told.marked.lock().unwrap().iter() {
         assert!(marks.contains(account), "round {round}: {account} was served marks: {marks}");
     }
