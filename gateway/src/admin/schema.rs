@@ -308,7 +308,7 @@ pub(super) struct IocPage {
 pub(super) struct StixBundle {
     #[schema(rename = "type", pattern = "^bundle$")]
     kind: String,
-    #[schema(value_type = Vec<Object>, max_items = 1000)]
+    #[schema(required = false)]
     objects: Vec<Value>,
 }
 
