@@ -162,7 +162,8 @@ impl PolicyStore {
 impl Default for PolicyStore {
     /// The shipped default.
     fn default() -> Self {
-        let first = Arc::new(Version::of("", Policy::default()));
+        let shipped = include_str!("../../policies/default.toml");
+        let first = Arc::new(Version::of(shipped, Policy::default()));
         Self {
             file: None,
             stamp: Mutex::default(),
