@@ -505,14 +505,6 @@ impl Store {
         database::scan_after(&self.state.lock(), table, after, limit)
     }
 
-    /// Number of the last audit entry; 0 before the first.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub fn last_audit(&self) -> Result<u64, StoreError> {
-        Ok(database::last_link(&self.state.lock())?.map_or(0, |(seq, _)| seq))
-    }
-
     /// Audit entries.
     ///
     /// # Errors

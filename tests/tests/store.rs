@@ -323,7 +323,7 @@ fn nothing_acknowledged_is_lost_by_a_crash() {
     crashes(8);
 }
 
-/// The long form, for `./x soak` and by hand.
+/// The long form: `./x crash`.
 #[test]
 #[ignore = "takes some minutes"]
 fn nothing_acknowledged_is_lost_by_a_hundred_crashes() {

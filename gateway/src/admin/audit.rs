@@ -230,7 +230,7 @@ pub(super) async fn events(
     // Listened to before it is read: nothing is written in between unseen.
     let feed = store.subscribe();
     let newest = store.clone();
-    let newest = blocking(move || newest.last_audit()).await??;
+    let newest = blocking(move || newest.audit_head()).await??.seq;
     let after = after.unwrap_or(newest);
     if after > newest {
         return Err(Refused::conflict(
