@@ -1,0 +1,3 @@
+//! `stillgate-sensor`: the command line.
+
+fn main() {}
