@@ -357,8 +357,11 @@ impl TraceReader {
         Ok(Event::Dns(DnsLookup {
             at_ms,
             ip: ip("ip", line.ip)?,
+            host: None,
+            client: None,
             transport,
             server: ip("server", line.server)?,
+            provider: None,
             name,
         }))
     }
@@ -1082,8 +1085,11 @@ mod tests {
         let expected = DnsLookup {
             at_ms: 1_791_158_400_500,
             ip: [192, 0, 2, 1].into(),
+            host: None,
+            client: None,
             transport: DnsTransport::Doh,
             server: [198, 51, 100, 1].into(),
+            provider: None,
             name: None,
         };
         assert_eq!(dns, expected);
