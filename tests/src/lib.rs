@@ -16,6 +16,7 @@ pub mod http1;
 pub mod http2;
 mod provider;
 pub mod redis;
+pub mod sensor;
 pub mod streams;
 pub mod upstream;
 

@@ -104,7 +104,7 @@ impl Gate {
             self.needed.get(&(method.clone(), path.to_owned())).copied()
         });
         let needed = needed.unwrap_or(Role::Admin);
-        if caller.role < needed {
+        if !caller.role.may(needed) {
             refuse("role");
             return Err(Refused::role(needed));
         }
@@ -161,6 +161,7 @@ impl Refused {
 
     fn role(needed: Role) -> Self {
         let message = match needed {
+            Role::Sensor => "this needs a token with the role sensor",
             Role::Peer => "this needs a token with the role peer",
             Role::Viewer => "this needs a token with the role viewer",
             Role::Operator => "this needs a token with the role operator",
