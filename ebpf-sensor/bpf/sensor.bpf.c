@@ -44,14 +44,19 @@ struct {
   MAP_VALUE(u64);
 } COUNTERS SECTION(".maps");
 
-/* Whether packets of local sockets are seen (cgroup_skb): then the other local hooks only say whose
- * socket it is. */
+/* Which calls of local processes are told of. None are where their packets are seen (cgroup_skb): then
+ * the hooks of calls only say whose socket it is. Two hooks that see the same call are not both told of:
+ * what they know of its source differs. */
+#define TELL_TCP_CALLS 1 /* cgroup connect */
+#define TELL_UDP_CALLS 2 /* cgroup connect, sendmsg */
+#define TELL_TCP_STATE 4
+#define TELL_UDP_SEND 8 /* fentry, kprobe */
 struct {
   MAP_TYPE(MAP_ARRAY);
   MAP_ENTRIES(1);
   MAP_KEY(u32);
   MAP_VALUE(u32);
-} LOCAL_PACKETS SECTION(".maps");
+} TELL SECTION(".maps");
 
 /* Bytes before the IP header on each link that we are attached to. */
 struct {
@@ -125,9 +130,9 @@ INLINE void mapped(u8 *to, u32 ip) {
   copy16(to, words);
 }
 
-INLINE int local_packets_seen(void) {
-  u32 zero = 0, *seen = map_lookup(&LOCAL_PACKETS, &zero);
-  return seen && *seen;
+INLINE int tells(u32 what) {
+  u32 zero = 0, *tell = map_lookup(&TELL, &zero);
+  return tell && *tell & what;
 }
 
 /* Whether the same was told within the last second, which it is now. */
@@ -508,12 +513,12 @@ INLINE int of_interest(u16 port, u8 protocol) {
   return protocol == TCP || port == 53 || port == 443 || port == 853;
 }
 
-/* Remembers whose socket it is; tells of it if no packet will. */
-INLINE void socket(u64 cookie, struct flow *flow, u8 hook) {
+/* Remembers whose socket it is; tells of it if nothing else will. */
+INLINE void socket(u64 cookie, struct flow *flow, u8 hook, u32 what) {
   struct owner owner;
   current(&owner);
   if (cookie) map_update(&OWNERS, &cookie, &owner, 0);
-  if (local_packets_seen()) return;
+  if (!tells(what)) return;
   u16 port = flow->source_port;
   flow->source_port = 0;
   if (told(flow)) return;
@@ -546,7 +551,7 @@ INLINE int address(struct bpf_sock_addr *call, u8 hook, int ip6) {
       copy16(flow.source, words);
     }
   }
-  socket(socket_cookie(call), &flow, hook);
+  socket(socket_cookie(call), &flow, hook, protocol == TCP ? TELL_TCP_CALLS : TELL_UDP_CALLS);
   return CGROUP_LET;
 }
 
@@ -607,7 +612,7 @@ INLINE void send(struct sock *sk, struct msghdr *message, u8 hook) {
     } else
       return;
   }
-  if (of_interest(flow.destination_port, UDP)) socket(cookie, &flow, hook);
+  if (of_interest(flow.destination_port, UDP)) socket(cookie, &flow, hook, TELL_UDP_SEND);
 }
 
 SECTION("fentry/udp_sendmsg") int fentry_udp(u64 *arguments) {
@@ -641,6 +646,6 @@ SECTION("tp_btf/inet_sock_set_state") int sock_state(u64 *arguments) {
   struct flow flow = {};
   u64 cookie = ends(sk, &flow);
   flow.tag = TCP;
-  socket(cookie, &flow, SOCK_STATE);
+  socket(cookie, &flow, SOCK_STATE, TELL_TCP_STATE);
   return 0;
 }

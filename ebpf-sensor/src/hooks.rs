@@ -39,6 +39,8 @@ pub struct HookSettings {
     pub local: bool,
     /// The cgroup (v2) whose processes they are; `None`: all of them.
     pub cgroup: Option<PathBuf>,
+    /// Whether their sockets alone are looked at: costs their packets nothing, and tells no names.
+    pub sockets_only: bool,
     /// The links that packets of others pass.
     pub links: Vec<Link>,
 }
@@ -153,6 +155,11 @@ struct Watched {
     states: Vec<usize>,
 }
 
+const TELL_TCP_CALLS: u32 = 1;
+const TELL_UDP_CALLS: u32 = 2;
+const TELL_TCP_STATE: u32 = 4;
+const TELL_UDP_SEND: u32 = 8;
+
 /// A classifier, its name, where it hangs, and the hook that it is.
 type Classifier = (&'static str, TcAttachType, &'static str);
 
@@ -206,7 +213,7 @@ pub fn find_cgroup() -> Option<PathBuf> {
 pub fn check() -> Result<Vec<HookState>, HookError> {
     let (mut ebpf, btf) = load()?;
     let mut states = Vec::new();
-    attach_local(&mut ebpf, &btf, None, true, &mut states);
+    attach_local(&mut ebpf, &btf, None, Tried::All, &mut states);
     for clsact in [false, true] {
         let (name, at, _) = LinkSide::Internet.classifiers()[0];
         let hook = if clsact { "tc/clsact" } else { "tc/tcx" };
@@ -266,7 +273,8 @@ impl Hooks {
         hooks.refresh();
         if settings.local {
             let Self { ebpf, states, .. } = &mut hooks;
-            attach_local(ebpf, &btf, settings.cgroup.as_deref(), false, states);
+            let tried = if settings.sockets_only { Tried::Sockets } else { Tried::Needed };
+            attach_local(ebpf, &btf, settings.cgroup.as_deref(), tried, states);
         }
         let waits = |hooks: &Self| hooks.links.iter().any(|watched| watched.index.is_none());
         if hooks.states.iter().all(|state| state.outcome != Outcome::Attached) && !waits(&hooks) {
@@ -394,14 +402,26 @@ fn load() -> Result<(Ebpf, Btf), HookError> {
     Ok((ebpf.map_err(|error| HookError::Object(chain(&error)))?, btf))
 }
 
-/// Attaches what watches local processes. With `all`, also what is not needed.
+/// Which of the hooks that watch local processes are tried.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tried {
+    /// Those that tell what no other one does.
+    Needed,
+    /// Of these, those that do not see packets.
+    Sockets,
+    /// All there are.
+    All,
+}
+
+/// Attaches what watches local processes.
 fn attach_local(
     ebpf: &mut Ebpf,
     btf: &Btf,
     cgroup: Option<&Path>,
-    all: bool,
+    which: Tried,
     states: &mut Vec<HookState>,
 ) {
+    let chosen = cgroup.is_some();
     let path = cgroup.map(Path::to_owned).or_else(find_cgroup);
     let opened = match &path {
         Some(path) => File::open(path).map_err(|error| error.to_string()),
@@ -420,11 +440,11 @@ fn attach_local(
     ];
     let mut packets = true;
     for (hook, name, side) in sides {
-        let tried = cgroup.clone().and_then(|cgroup| attach_packets(ebpf, name, cgroup, side));
-        packets &= note(hook, &target, outcome(tried));
-    }
-    if packets && let Err(error) = set_local_packets(ebpf) {
-        tracing::error!("{error}");
+        let tried = match which {
+            Tried::Sockets => Outcome::NotNeeded("only sockets are looked at".into()),
+            _ => outcome(cgroup.clone().and_then(|open| attach_packets(ebpf, name, open, side))),
+        };
+        packets &= note(hook, &target, tried);
     }
     let calls = [
         ("cgroup/connect4", "cgroup_connect4"),
@@ -434,39 +454,50 @@ fn attach_local(
     ];
     let mut owners = true;
     for (hook, name) in calls {
-        let tried = cgroup.clone().and_then(|cgroup| attach_call(ebpf, name, cgroup));
+        let tried = cgroup.clone().and_then(|open| attach_call(ebpf, name, open));
         owners &= note(hook, &target, outcome(tried));
     }
     let functions = [
         ("udp_sendmsg", "fentry_udp", "kprobe_udp"),
         ("udpv6_sendmsg", "fentry_udp6", "kprobe_udp6"),
     ];
+    let mut sends = true;
     for (function, fentry, kprobe) in functions {
         let attached =
             note("fentry", function, outcome(attach_fentry(ebpf, btf, fentry, function)));
-        let tried = if attached && !all {
+        let tried = if attached && which != Tried::All {
             Outcome::NotNeeded("fentry tells the same".into())
         } else {
             outcome(attach_kprobe(ebpf, kprobe, function))
         };
-        note("kprobe", function, tried);
+        let probed = note("kprobe", function, tried);
+        sends &= attached || probed;
     }
-    let tried = if packets && owners && !all {
+    let tried = if packets && owners && which != Tried::All {
         Outcome::NotNeeded("the cgroup's hooks tell more".into())
     } else {
         outcome(attach_state(ebpf, btf))
     };
-    note("tp_btf", "inet_sock_set_state", tried);
+    let opens = note("tp_btf", "inet_sock_set_state", tried);
+    // Functions are called in every cgroup, so where one was asked for, its own hooks tell.
+    let everywhere = !(chosen && owners);
+    let tcp = if opens && everywhere { TELL_TCP_STATE } else { TELL_TCP_CALLS };
+    let udp = if sends && everywhere { TELL_UDP_SEND } else { TELL_UDP_CALLS };
+    let tell = if packets { 0 } else { tcp | udp };
+    if let Err(error) = set_tell(ebpf, tell) {
+        tracing::error!("{error}");
+    }
 }
 
 fn outcome(tried: Result<(), String>) -> Outcome {
     tried.map_or_else(Outcome::Refused, |()| Outcome::Attached)
 }
 
-fn set_local_packets(ebpf: &mut Ebpf) -> Result<(), String> {
-    let map = ebpf.map_mut("LOCAL_PACKETS").ok_or("no map LOCAL_PACKETS")?;
+/// Says which calls are told of: `TELL` in the programs.
+fn set_tell(ebpf: &mut Ebpf, tell: u32) -> Result<(), String> {
+    let map = ebpf.map_mut("TELL").ok_or("no map TELL")?;
     let mut map = Array::<_, u32>::try_from(map).map_err(|error| error.to_string())?;
-    map.set(0, 1, 0).map_err(|error| error.to_string())
+    map.set(0, tell, 0).map_err(|error| error.to_string())
 }
 
 /// The program of a name, as the kind that it is.
@@ -647,7 +678,7 @@ mod tests {
                 assert!(object.contains(name), "{name}");
             }
         }
-        for name in ["EVENTS", "COUNTERS", "STREAMS", "LINKS", "LOCAL_PACKETS", "sock_state"] {
+        for name in ["EVENTS", "COUNTERS", "STREAMS", "LINKS", "TELL", "sock_state"] {
             assert!(object.contains(name), "{name}");
         }
     }
