@@ -14,6 +14,7 @@ mod gateway;
 pub mod hello;
 pub mod http1;
 pub mod http2;
+pub mod netns;
 mod provider;
 pub mod redis;
 pub mod sensor;
