@@ -595,8 +595,9 @@ pub const SENSOR_REPORT_BYTES_MAX: u64 = 1024 * 1024;
 pub const SENSOR_ENTRIES_MAX: usize = 1_000;
 /// Longest name of a sensor, and of who runs a resolver.
 pub const SENSOR_NAME_CHARS_MAX: usize = 64;
-/// Longest name that was looked up (RFC 1035, section 2.3.4), in text.
-pub const SENSOR_LOOKED_UP_CHARS_MAX: usize = 255;
+/// Longest name that was looked up: 255 octets (RFC 1035, section 2.3.4), each of which may be
+/// written as `\DDD`.
+pub const SENSOR_LOOKED_UP_CHARS_MAX: usize = 4 * 255;
 /// Sensors that are remembered; of more, the one that was silent longest is forgotten.
 pub const SENSORS_MAX: usize = 256;
 /// Starts of one sensor whose last report is remembered.

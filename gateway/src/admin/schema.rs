@@ -586,11 +586,11 @@ pub(super) struct SensorLookup {
     /// The resolver.
     server: CanonicalAddress,
     /// Who runs it; null where that is unknown.
-    #[schema(pattern = "^[!-~]{1,64}$")]
+    #[schema(pattern = r"^[^\x00-\x1f\x7f-\x9f]{0,64}$")]
     provider: Option<String>,
     sign: SensorSign,
     /// The name, or a keyed hash of it; null where it is encrypted.
-    #[schema(pattern = "^[!-~]{1,255}$")]
+    #[schema(pattern = r"^[^\x00-\x1f\x7f-\x9f]{0,1020}$")]
     name: Option<String>,
     /// How many.
     #[schema(minimum = 1, maximum = 9_007_199_254_740_992_u64)]
@@ -616,7 +616,7 @@ pub(super) struct SensorContact {
     client: Option<bool>,
     /// Where to.
     destination: CanonicalAddress,
-    #[schema(minimum = 1, maximum = 65_535)]
+    #[schema(maximum = 65_535)]
     port: u16,
     protocol: SensorProtocol,
     /// How many.

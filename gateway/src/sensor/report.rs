@@ -251,10 +251,10 @@ fn lookup(sent: &SentLookup<'_>) -> Result<Lookup, Wrong> {
         transport: named(&sent.transport)
             .ok_or(("transport", "udp, tcp, dot, doq, doh or doh3"))?,
         server: address(&sent.server).ok_or(("server", ADDRESS))?,
-        provider: printable(sent.provider.as_deref(), SENSOR_NAME_CHARS_MAX)
-            .ok_or(("provider", "null, or 1 to 64 printable characters of ASCII"))?,
-        name: printable(sent.name.as_deref(), SENSOR_LOOKED_UP_CHARS_MAX)
-            .ok_or(("name", "null, or 1 to 255 printable characters of ASCII"))?,
+        provider: line(sent.provider.as_deref(), SENSOR_NAME_CHARS_MAX)
+            .ok_or(("provider", "null, or at most 64 characters without control characters"))?,
+        name: line(sent.name.as_deref(), SENSOR_LOOKED_UP_CHARS_MAX)
+            .ok_or(("name", "null, or at most 1020 characters without control characters"))?,
     })
 }
 
@@ -263,14 +263,13 @@ fn contact(sent: &SentContact<'_>) -> Result<Contact, Wrong> {
         return Err(("protocol", "tcp or udp"));
     }
     counted(sent.count)?;
-    let port = Some(sent.port).filter(|port| *port > 0);
     Ok(Contact {
         last_ms: times(sent.first_ms, sent.last_ms)?,
         address: address(&sent.address).ok_or(("address", ADDRESS))?,
         host: hex(&sent.host).ok_or(("host", HEX))?,
         client: sent.client,
         destination: address(&sent.destination).ok_or(("destination", ADDRESS))?,
-        port: port.ok_or(("port", "a port from 1 to 65535"))?,
+        port: sent.port,
     })
 }
 
@@ -310,12 +309,12 @@ fn address(text: &str) -> Option<IpAddr> {
     (ip.to_canonical() == ip && ip.to_string() == text).then_some(ip)
 }
 
-/// `None` where the text is not one; nothing is a text as well.
+/// `None` where the text may not stand there. An empty one tells nothing.
 #[expect(clippy::option_option, reason = "whether it may stand there, and whether it does")]
-fn printable(text: Option<&str>, chars_max: usize) -> Option<Option<Arc<str>>> {
-    let Some(text) = text else { return Some(None) };
-    let fits = (1..=chars_max).contains(&text.len());
-    (fits && text.bytes().all(|byte| byte.is_ascii_graphic())).then(|| Some(text.into()))
+fn line(text: Option<&str>, chars_max: usize) -> Option<Option<Arc<str>>> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else { return Some(None) };
+    let fits = text.chars().count() <= chars_max && !text.chars().any(char::is_control);
+    fits.then(|| Some(text.into()))
 }
 
 /// A JSON object, and never the list of its values that derived readers take as well.
@@ -501,6 +500,19 @@ pub(super) mod tests {
             other["lookups"][0]["transport"] = json!(name);
             assert_eq!(read(&other).unwrap().lookups[0].transport, transport);
         }
+        // What hosts and lists of resolvers may bring is no reason to refuse a report.
+        let mut odd = sample();
+        odd["contacts"][0]["port"] = json!(0);
+        odd["lookups"][0]["name"] = json!("a b\\004.example");
+        let read_odd = |provider: &str| {
+            let mut odd = odd.clone();
+            odd["lookups"][0]["provider"] = json!(provider);
+            let lookup = read(&odd).unwrap().lookups.remove(0);
+            (lookup.provider.as_deref().map(ToOwned::to_owned), lookup.name)
+        };
+        let name: Option<Arc<str>> = Some("a b\\004.example".into());
+        assert_eq!(read_odd("Résolveur public"), (Some("Résolveur public".into()), name.clone()));
+        assert_eq!(read_odd(""), (None, name));
         // A float may be a whole number, and nothing is a report as well: the sensor lives.
         let mut alive = sample();
         (alive["lookups"], alive["contacts"]) = (json!([]), json!([]));
@@ -580,20 +592,19 @@ pub(super) mod tests {
             ("/lookups/0/server", vec![json!("dns.google")], "lookups[0].server must be"),
             (
                 "/lookups/0/provider",
-                vec![json!(""), json!("a b"), json!("p".repeat(65))],
+                vec![json!("a\tb"), json!("é".repeat(65))],
                 "lookups[0].provider must be",
             ),
             ("/lookups/0/sign", vec![json!("guess")], "lookups[0].sign must be"),
             (
                 "/lookups/0/name",
-                vec![json!(""), json!("a\nb"), json!("n".repeat(256))],
+                vec![json!("a\nb"), json!("n".repeat(1_021))],
                 "lookups[0].name must be",
             ),
             ("/lookups/0/count", vec![json!(0)], "lookups[0].count must be"),
             ("/lookups/0/first_ms", vec![json!(MS_MAX + 1)], "lookups[0].first_ms must be"),
             ("/lookups/0/last_ms", vec![json!(1), json!(MS_MAX + 1)], "lookups[0].last_ms must be"),
             ("/contacts/0/destination", vec![json!("")], "contacts[0].destination must be"),
-            ("/contacts/0/port", vec![json!(0)], "contacts[0].port must be"),
             ("/contacts/0/port", vec![json!(65_536), json!("443")], "this takes a report"),
             ("/contacts/0/protocol", vec![json!("sctp")], "contacts[0].protocol must be"),
         ] {
