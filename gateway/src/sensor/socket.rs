@@ -70,7 +70,7 @@ impl SocketFile {
                 }
             },
         }
-        if !upgrade {
+        if fs::symlink_metadata(path).is_err() {
             // Found here, it can still be said in one line.
             UnixListener::bind(path)
                 .and_then(|_| fs::remove_file(path))
@@ -144,8 +144,10 @@ mod tests {
             assert!(error.contains("is no socket"), "{error}");
         }
         assert_eq!(fs::read_to_string(&file).unwrap(), "keep me");
-        let error = SocketFile::prepare(&folder.path().join("none/s"), false).unwrap_err();
-        assert!(error.contains("cannot listen"), "{error}");
+        for upgrade in [false, true] {
+            let error = SocketFile::prepare(&folder.path().join("none/s"), upgrade).unwrap_err();
+            assert!(error.contains("cannot listen"), "{error}");
+        }
     }
 
     #[tokio::test]
