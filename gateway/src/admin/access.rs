@@ -227,6 +227,18 @@ mod tests {
     }
 
     #[test]
+    fn a_sensor_stands_beside_the_other_roles() {
+        let allowed = |role: Role| -> Vec<&str> {
+            Role::ALL.into_iter().filter(|needed| role.may(*needed)).map(Role::name).collect()
+        };
+        assert_eq!(allowed(Role::Sensor), ["sensor"]);
+        assert_eq!(allowed(Role::Peer), ["peer"]);
+        assert_eq!(allowed(Role::Viewer), ["peer", "viewer"]);
+        assert_eq!(allowed(Role::Operator), ["peer", "viewer", "operator"]);
+        assert_eq!(allowed(Role::Admin), ["sensor", "peer", "viewer", "operator", "admin"]);
+    }
+
+    #[test]
     fn a_token_that_asks_too_often_is_told_when_to_come_again() {
         let gate = gate();
         let answers: Vec<_> = (0..2 * ADMIN_REQUESTS_BURST as usize)
