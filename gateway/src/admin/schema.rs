@@ -572,7 +572,7 @@ pub(super) struct SensorLookup {
     /// The first of them by the sensor's clock, unix milliseconds.
     #[schema(maximum = 253_402_300_799_999_u64)]
     first_ms: u64,
-    /// The last of them, not before the first.
+    /// The last of them.
     #[schema(maximum = 253_402_300_799_999_u64)]
     last_ms: u64,
     /// Who asked, as this gateway sees it.
@@ -604,7 +604,7 @@ pub(super) struct SensorContact {
     /// The first of them by the sensor's clock, unix milliseconds.
     #[schema(maximum = 253_402_300_799_999_u64)]
     first_ms: u64,
-    /// The last of them, not before the first.
+    /// The last of them.
     #[schema(maximum = 253_402_300_799_999_u64)]
     last_ms: u64,
     /// Who made it, as this gateway sees it.

@@ -95,7 +95,8 @@ pub struct Lost {
 /// A lookup, told once for all that are alike within some seconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lookup {
-    /// The last of them by the sensor's clock, unix milliseconds.
+    /// The last of them by the sensor's clock, which may have been set back meanwhile; unix
+    /// milliseconds.
     pub last_ms: u64,
     /// Who asked, as this gateway sees it.
     pub address: IpAddr,
@@ -283,11 +284,12 @@ fn counted(count: u64) -> Result<(), Wrong> {
 
 /// The later of both times.
 fn times(first_ms: u64, last_ms: u64) -> Result<u64, Wrong> {
-    if !within(0..=MS_MAX)(&first_ms) {
-        return Err(("first_ms", TIME));
+    for (key, ms) in [("first_ms", first_ms), ("last_ms", last_ms)] {
+        if !within(0..=MS_MAX)(&ms) {
+            return Err((key, TIME));
+        }
     }
-    let last = Some(last_ms).filter(within(first_ms..=MS_MAX));
-    last.ok_or(("last_ms", "a time in unix milliseconds, not before first_ms"))
+    Ok(first_ms.max(last_ms))
 }
 
 fn sensor_name(text: &str) -> Option<Arc<str>> {
@@ -503,6 +505,9 @@ pub(super) mod tests {
         // What hosts and lists of resolvers may bring is no reason to refuse a report.
         let mut odd = sample();
         odd["contacts"][0]["port"] = json!(0);
+        // A clock that was set back in between.
+        odd["lookups"][0]["last_ms"] = json!(1);
+        assert_eq!(read(&odd).unwrap().lookups[0].last_ms, 1_789_999_995_000);
         odd["lookups"][0]["name"] = json!("a b\\004.example");
         let read_odd = |provider: &str| {
             let mut odd = odd.clone();
@@ -603,7 +608,7 @@ pub(super) mod tests {
             ),
             ("/lookups/0/count", vec![json!(0)], "lookups[0].count must be"),
             ("/lookups/0/first_ms", vec![json!(MS_MAX + 1)], "lookups[0].first_ms must be"),
-            ("/lookups/0/last_ms", vec![json!(1), json!(MS_MAX + 1)], "lookups[0].last_ms must be"),
+            ("/lookups/0/last_ms", vec![json!(MS_MAX + 1)], "lookups[0].last_ms must be"),
             ("/contacts/0/destination", vec![json!("")], "contacts[0].destination must be"),
             ("/contacts/0/port", vec![json!(65_536), json!("443")], "this takes a report"),
             ("/contacts/0/protocol", vec![json!("sctp")], "contacts[0].protocol must be"),
