@@ -10,5 +10,11 @@
 //! Only `hooks` talks to the kernel and needs a capability; everything to the right of it is a function
 //! of bytes and times.
 
+mod aging;
+pub mod dns;
 pub mod event;
+pub mod hello;
+pub mod quic;
 pub mod sighting;
+pub mod stream;
+pub mod testing;
