@@ -15,6 +15,7 @@ pub mod dns;
 pub mod event;
 pub mod hello;
 pub mod quic;
+pub mod resolvers;
 pub mod sighting;
 pub mod stream;
 pub mod testing;
