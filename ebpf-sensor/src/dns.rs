@@ -50,6 +50,8 @@ pub struct Answer {
     pub addresses: Vec<Named>,
     /// Whether it was read to its end. One with the TC bit is whole: its client asks again over TCP.
     pub whole: bool,
+    /// Whether it holds more records or addresses than are looked at.
+    pub limited: bool,
 }
 
 /// Reads a message as a standard query (opcode QUERY, one question, no answers); `None` where it is
@@ -86,6 +88,7 @@ pub fn answer(bytes: &[u8]) -> Option<Answer> {
             seen += 1;
             let Ok(record) = record else { return Some(answer) };
             if seen > RECORDS_MAX || answer.addresses.len() >= ADDRESSES_MAX {
+                answer.limited = true;
                 return Some(answer);
             }
             take_addresses(&record, &mut answer.addresses);
@@ -318,7 +321,7 @@ mod tests {
     fn answers_are_bounded() {
         let address: IpAddr = "192.0.2.1".parse().unwrap();
         let long = answer(&dns_answer(1, &[b"a"], &vec![(address, 5); 400])).unwrap();
-        assert_eq!((long.addresses.len(), long.whole), (ADDRESSES_MAX, false));
+        assert_eq!((long.addresses.len(), long.whole, long.limited), (ADDRESSES_MAX, false, true));
     }
 
     #[test]

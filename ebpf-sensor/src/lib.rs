@@ -11,9 +11,11 @@
 //! of bytes and times.
 
 mod aging;
+pub mod classify;
 pub mod dns;
 pub mod event;
 pub mod hello;
+pub mod named;
 pub mod quic;
 pub mod resolvers;
 pub mod sighting;

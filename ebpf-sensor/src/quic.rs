@@ -103,7 +103,15 @@ impl Client {
             }
         }
         read?;
-        Ok(hello::from_handshake(self.crypto.start())?)
+        Ok(self.hello()?)
+    }
+
+    /// The hello as far as it is known.
+    ///
+    /// # Errors
+    /// When what was sent is no ClientHello.
+    pub fn hello(&self) -> Result<Hello, NotHello> {
+        hello::from_handshake(self.crypto.start())
     }
 
     /// The frames of an Initial: with the keys that are there, else with those of its own id.

@@ -132,12 +132,12 @@ impl Assemblies {
         (pieces.add(offset, piece).map(|()| &*pieces), gone)
     }
 
-    pub(crate) fn remove(&mut self, flow: &Flow) {
-        self.flows.remove(flow);
+    pub(crate) fn remove(&mut self, flow: &Flow) -> Option<Pieces> {
+        self.flows.remove(flow)
     }
 
-    pub(crate) fn expire(&mut self, now_ns: u64, idle_ns: u64, mut gone: impl FnMut(Flow)) {
-        self.flows.expire(now_ns, idle_ns, |flow, _| gone(flow));
+    pub(crate) fn expire(&mut self, now_ns: u64, idle_ns: u64, gone: impl FnMut(Flow, Pieces)) {
+        self.flows.expire(now_ns, idle_ns, gone);
     }
 }
 

@@ -5,8 +5,34 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use crate::event::{Event, HEADER_BYTES, LAYOUT};
+use crate::event::{Event, Flow, HEADER_BYTES, Hook, Kind, LAYOUT, Protocol};
 use crate::quic;
+
+/// A forwarded client's event, all of its payload copied.
+#[must_use]
+pub fn event<'a>(
+    kind: Kind,
+    protocol: Protocol,
+    source: &str,
+    destination: &str,
+    payload: &'a [u8],
+) -> Event<'a> {
+    Event {
+        at_ns: 1_000_000_000,
+        kind,
+        hook: Hook::ClientsIngress,
+        flow: Flow {
+            source: source.parse().expect("an address and port"),
+            destination: destination.parse().expect("an address and port"),
+            protocol,
+        },
+        link: 3,
+        process: None,
+        offset: 0,
+        length: u32::try_from(payload.len()).expect("a payload of an event"),
+        payload,
+    }
+}
 
 /// The bytes that the kernel programs would write for an event.
 #[must_use]
