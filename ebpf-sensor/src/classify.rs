@@ -13,11 +13,12 @@
 //! name, and the provider the name's: the name is what the client asked for, and an address may have
 //! been given to another since the list was made.
 //!
+//! Where a hook sees calls instead of packets, lookups are told at once, without names.
+//!
 //! What is no DNS on port 53, or no TLS on port 443, gives nothing and is counted.
 
 use std::collections::VecDeque;
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -155,9 +156,7 @@ pub struct Classifier {
     streams: Assemblies,
     quic: Aging<Flow, Box<quic::Client>>,
     answers: Aging<Flow, AnswerStream>,
-    queries: Aging<Asked, u64>,
-    /// Whether a query was seen whose source port its hook does not know.
-    portless: bool,
+    queries: Aging<(Flow, u16), u64>,
     named: NamedDestinations<Contact>,
     counters: Counters,
 }
@@ -190,14 +189,6 @@ struct AnswerStream {
     pieces: Pieces,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Asked {
-    /// By its ends and id.
-    Flow(Flow, u16),
-    /// By process, server, id and name: of hooks that know no source port.
-    Process(u32, SocketAddr, u16, u64),
-}
-
 impl Classifier {
     /// Begins to watch.
     #[must_use]
@@ -213,7 +204,6 @@ impl Classifier {
             quic: Aging::new(QUIC_CLIENTS_MAX),
             answers: Aging::new(ANSWER_STREAMS_MAX),
             queries: Aging::new(QUERIES_MAX),
-            portless: false,
             named: NamedDestinations::new(window_ns, named_max),
             counters: Counters::default(),
         }
@@ -340,11 +330,17 @@ impl Classifier {
             self.counters.not_dns += 1;
             return;
         };
-        if self.was_asked(event, &query) {
+        if self.was_asked(event, query.id) {
             self.counters.repeated += 1;
             return;
         }
-        out.push(self.plain(event.at_ns, origin(event), event.flow, Transport::Udp, query.name));
+        out.push(self.plain(
+            event.at_ns,
+            origin(event),
+            event.flow,
+            Transport::Udp,
+            Some(query.name),
+        ));
     }
 
     fn plain(
@@ -353,7 +349,7 @@ impl Classifier {
         origin: Origin,
         flow: Flow,
         transport: Transport,
-        name: String,
+        name: Option<String>,
     ) -> Sighting {
         Sighting::Lookup(Lookup {
             at_ns,
@@ -362,40 +358,31 @@ impl Classifier {
             server: flow.destination,
             sign: Sign::Port,
             provider: self.resolvers.by_address(flow.destination.ip()).cloned(),
-            name: Some(name.into()),
+            name: name.map(Into::into),
             server_name: None,
         })
     }
 
     /// Whether the query was seen already: retransmitted, or by two hooks.
-    fn was_asked(&mut self, event: &Event<'_>, query: &dns::Query) -> bool {
-        let mut asked = |asked: Asked| {
-            let before = self.queries.get(&asked);
-            if before.is_some_and(|before| event.at_ns.abs_diff(*before) < QUERY_AGAIN_NS) {
-                return true;
-            }
-            self.queries.insert(asked, event.at_ns, event.at_ns);
-            false
-        };
-        let mut before = asked(Asked::Flow(event.flow, query.id));
-        let portless = event.flow.source.port() == 0;
-        self.portless |= portless;
-        if let Some(process) = event.process.as_ref().filter(|_| self.portless) {
-            let mut name = DefaultHasher::new();
-            query.name.hash(&mut name);
-            let server = event.flow.destination;
-            before |= asked(Asked::Process(process.pid, server, query.id, name.finish()));
+    fn was_asked(&mut self, event: &Event<'_>, id: u16) -> bool {
+        let asked = (event.flow, id);
+        let before = self.queries.get(&asked);
+        if before.is_some_and(|before| event.at_ns.abs_diff(*before) < QUERY_AGAIN_NS) {
+            return true;
         }
-        before
+        self.queries.insert(asked, event.at_ns, event.at_ns);
+        false
     }
 
     fn datagram_answer(&mut self, event: &Event<'_>) {
-        let Some(answer) = from_dns(event).then(|| dns::answer(event.payload)).flatten() else {
-            self.counters.not_dns += 1;
-            return;
-        };
         let cut = event.payload.len() < event.length as usize;
-        self.take_answer(event, &answer, cut);
+        match from_dns(event).then(|| dns::answer(event.payload)).flatten() {
+            Some(answer) => self.take_answer(event, &answer, cut),
+            None if cut && from_dns(event) => {
+                self.doubt(event.flow.destination.ip(), Some(event.hook), event.at_ns);
+            }
+            None => self.counters.not_dns += 1,
+        }
     }
 
     /// `cut`: whether the message has more bytes than were copied.
@@ -523,7 +510,7 @@ impl Classifier {
             let (names, read, garbage) = read_queries(pieces.start(), read);
             let full = pieces.start().len() >= STREAM_BYTES_MAX;
             for name in names {
-                out.push(self.plain(event.at_ns, origin(event), flow, Transport::Tcp, name));
+                out.push(self.plain(event.at_ns, origin(event), flow, Transport::Tcp, Some(name)));
             }
             self.counters.not_dns += u64::from(garbage);
             if garbage || full {
@@ -536,10 +523,8 @@ impl Classifier {
             return;
         }
         let full = pieces.start().len() >= STREAM_BYTES_MAX;
-        // What the kernel cut off does not come again.
-        let cut = event.payload.len() < event.length as usize;
         match hello::from_records(pieces.start()) {
-            Ok(hello) if hello.whole || full || (cut && hello.server_name.is_some()) => {
+            Ok(hello) if hello.whole || full => {
                 self.end_stream(&flow, streams);
                 self.settle(&flow, Some(&hello), out);
             }
@@ -593,33 +578,38 @@ impl Classifier {
 
     /// The state of the event's connection, which it may begin.
     fn connection(&mut self, event: &Event<'_>, out: &mut Vec<Sighting>) -> State {
-        let mut flow = event.flow;
-        let portless = Flow { source: unknown_source(flow.destination.ip()), ..flow };
-        if flow.source.port() == 0 {
-            flow = portless;
-        }
-        if let Some(connection) = self.connections.use_mut(&flow, event.at_ns) {
+        let by_call = is_by_call(event.hook);
+        // A call mostly knows no source port; one that connects TCP or sends a query is a new one.
+        let anew = event.flow.source.port() == 0
+            || event.flow.protocol == Protocol::Tcp
+            || event.flow.destination.port() == DNS;
+        let known = !(by_call && anew);
+        if known && let Some(connection) = self.connections.use_mut(&event.flow, event.at_ns) {
             if connection.origin.process.is_none() {
                 connection.origin.process.clone_from(&event.process);
             }
             return connection.state;
         }
-        // `connect` saw it before it had a source port.
-        let same = self.connections.get(&portless).is_some_and(|connection| {
-            let pid = |process: &Option<crate::event::Process>| process.as_ref().map(|p| p.pid);
-            pid(&connection.origin.process) == pid(&event.process)
-                && event.at_ns.abs_diff(connection.at_ns) < HELLO_WAIT_NS
-        });
-        if same && let Some(mut connection) = self.connections.remove(&portless) {
-            connection.origin.address = flow.source.ip();
-            self.named.is_of(&portless, flow);
-            return self.remember(flow, connection, out);
-        }
-        let state = self.begin(&flow, event, out);
-        let Some(state) = state else { return State::Settled };
-        let connection =
+        let Some(mut state) = self.begin(event, out) else { return State::Settled };
+        let mut connection =
             Connection { at_ns: event.at_ns, origin: origin(event), state, lookup: false };
-        self.remember(flow, connection, out)
+        if by_call {
+            // What it carries will not be seen.
+            match state {
+                State::Plain(_) => {
+                    let transport = match event.flow.protocol {
+                        Protocol::Udp => Transport::Udp,
+                        Protocol::Tcp => Transport::Tcp,
+                    };
+                    out.push(self.plain(event.at_ns, origin(event), event.flow, transport, None));
+                }
+                State::Waiting => out.push(self.lookup(&event.flow, &connection, None)),
+                State::Watching | State::Settled => {}
+            }
+            state = State::Settled;
+            connection.state = state;
+        }
+        if known { self.remember(event.flow, connection, out) } else { state }
     }
 
     fn remember(&mut self, flow: Flow, connection: Connection, out: &mut Vec<Sighting>) -> State {
@@ -644,7 +634,8 @@ impl Classifier {
     }
 
     /// What a new connection is; `None` where it need not be remembered.
-    fn begin(&mut self, flow: &Flow, event: &Event<'_>, out: &mut Vec<Sighting>) -> Option<State> {
+    fn begin(&mut self, event: &Event<'_>, out: &mut Vec<Sighting>) -> Option<State> {
+        let flow = &event.flow;
         let (ip, port) = (flow.destination.ip(), flow.destination.port());
         if self.settings.api.iter().any(|network| network.contains(&ip)) {
             out.push(Sighting::Client { at_ns: event.at_ns, origin: origin(event) });
@@ -665,7 +656,10 @@ impl Classifier {
                 destination: flow.destination,
                 protocol: flow.protocol,
             };
-            (!self.named.contact(*flow, event.at_ns, contact)).then_some(Excuse::Full)
+            // A datagram that is no Initial need not be a connection's first.
+            let ongoing = flow.protocol == Protocol::Udp && event.kind == Kind::Open;
+            let waits = self.named.contact(*flow, ongoing, event.at_ns, contact);
+            (!waits).then_some(Excuse::Full)
         };
         if let Some(excuse) = excuse {
             self.counters.excused[excuse as usize] += 1;
@@ -772,12 +766,20 @@ fn origin(event: &Event<'_>) -> Origin {
     }
 }
 
-fn unknown_source(destination: IpAddr) -> SocketAddr {
-    let ip: IpAddr = match destination {
-        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    SocketAddr::new(ip, 0)
+/// Whether a hook sees what a process asks its socket for, not packets.
+fn is_by_call(hook: Hook) -> bool {
+    match hook {
+        Hook::CgroupConnect
+        | Hook::CgroupSendmsg
+        | Hook::Fentry
+        | Hook::Kprobe
+        | Hook::SockState => true,
+        Hook::CgroupEgress
+        | Hook::CgroupIngress
+        | Hook::ClientsIngress
+        | Hook::ClientsEgress
+        | Hook::InternetIngress => false,
+    }
 }
 
 /// For `fuzz/`: bytes as events, each taken by a classifier.
@@ -802,6 +804,8 @@ pub fn fuzz_sensor_event(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
     use super::*;
     use crate::event::Process;
     use crate::testing::{
@@ -951,19 +955,6 @@ mod tests {
             bench.take(&event);
         }
         assert_eq!((bench.told().len(), bench.counters().repeated), (2, 2));
-    }
-
-    #[test]
-    fn a_query_that_two_hooks_see_is_one_lookup() {
-        let query = dns_query(7, &[b"www", b"example"]);
-        let process = Process { pid: 9, uid: 1000, cgroup: 5, name: "curl".to_owned() };
-        let mut bench = Bench::new();
-        for source in ["0.0.0.0:0", CLIENT] {
-            let mut event = event(Kind::Query, Protocol::Udp, source, "192.0.2.53:53", &query);
-            event.process = Some(process.clone());
-            bench.take(&event);
-        }
-        assert_eq!(bench.lookup().origin.process, Some(process));
     }
 
     #[test]
@@ -1129,18 +1120,14 @@ mod tests {
     fn of_a_hello_that_stays_cut_the_name_is_read() {
         let hello = tls("dns.google");
         let part = &hello[..hello.len() - 4];
-        // The kernel copied no more; or no more came.
-        for length in [hello.len(), part.len()] {
-            for (destination, transport) in
-                [("192.0.2.1:443", Transport::Doh), ("192.0.2.1:853", Transport::Dot)]
-            {
-                let mut bench = Bench::new();
-                let event = stream(destination, 0, part);
-                bench.take(&Event { length: u32::try_from(length).unwrap(), ..event });
-                let lookup = bench.told_lookup();
-                assert_eq!((lookup.0, lookup.3.as_deref()), (transport, Some("dns.google")));
-                assert_eq!(bench.counters().streams_unread, 0);
-            }
+        for (destination, transport) in
+            [("192.0.2.1:443", Transport::Doh), ("192.0.2.1:853", Transport::Dot)]
+        {
+            let mut bench = Bench::new();
+            bench.take(&stream(destination, 0, part));
+            let lookup = bench.told_lookup();
+            assert_eq!((lookup.0, lookup.3.as_deref()), (transport, Some("dns.google")));
+            assert_eq!(bench.counters().streams_unread, 0);
         }
     }
 
@@ -1253,25 +1240,54 @@ mod tests {
         assert_eq!(bench.counters().excused(Excuse::Lookup), 1);
     }
 
+    /// Where no packets are seen, calls tell: without names, and mostly without a source port.
     #[test]
-    fn what_connect_and_the_packets_tell_is_one_connection() {
-        let at_ns = HOUR_NS + SECOND_NS;
+    fn what_calls_tell_is_told_at_once() {
         let process = Process { pid: 9, uid: 1000, cgroup: 5, name: "curl".to_owned() };
-        let hello = tls("dns.google");
-        let mut bench = Bench::learnt(ClassifierSettings::default());
-        for (source, event) in [
-            ("0.0.0.0:0", open(Protocol::Tcp, "192.0.2.8:443")),
-            (CLIENT, open(Protocol::Tcp, "192.0.2.8:443")),
-            (CLIENT, stream("192.0.2.8:443", 0, &hello)),
-        ] {
-            let mut event = later(event, at_ns);
-            event.flow.source = source.parse().unwrap();
+        let at_ns = HOUR_NS + SECOND_NS;
+        let cases = [
+            (Hook::Fentry, Protocol::Udp, "8.8.8.8:53", Some(Transport::Udp)),
+            (Hook::CgroupConnect, Protocol::Tcp, "8.8.8.8:53", Some(Transport::Tcp)),
+            (Hook::SockState, Protocol::Tcp, "8.8.8.8:853", Some(Transport::Dot)),
+            (Hook::Kprobe, Protocol::Udp, "8.8.8.8:853", Some(Transport::Doq)),
+            (Hook::CgroupConnect, Protocol::Tcp, "8.8.8.8:443", Some(Transport::Doh)),
+            (Hook::CgroupSendmsg, Protocol::Udp, "8.8.8.8:443", Some(Transport::Doh3)),
+            (Hook::CgroupConnect, Protocol::Tcp, "192.0.2.8:443", None),
+        ];
+        for (hook, protocol, destination, transport) in cases {
+            let mut bench = Bench::learnt(ClassifierSettings::default());
+            let mut event = later(open(protocol, destination), at_ns);
+            event.flow.source = "0.0.0.0:0".parse().unwrap();
+            event.hook = hook;
             event.process = Some(process.clone());
-            bench.take(&event);
+            // Two connections.
+            for _ in 0..2 {
+                bench.take(&event);
+            }
+            let told = bench.told();
+            assert_eq!(told.len(), 2, "{destination}");
+            match (&told[0], transport) {
+                (Sighting::Lookup(lookup), Some(transport)) => {
+                    assert_eq!((lookup.transport, &lookup.name), (transport, &None));
+                    assert_eq!(lookup.provider.as_deref(), Some("google"));
+                    assert_eq!(lookup.origin.process.as_ref(), Some(&process));
+                }
+                (Sighting::Contact(_), None) => {}
+                other => panic!("{other:?}"),
+            }
         }
-        let lookup = bench.lookup();
-        assert_eq!(lookup.origin.address, "10.0.0.5".parse::<IpAddr>().unwrap());
-        assert_eq!(lookup.origin.process, Some(process));
+    }
+
+    #[test]
+    fn datagrams_of_one_socket_are_one_connection() {
+        let mut bench = Bench::new();
+        for second in 1..100 {
+            let mut event = later(open(Protocol::Udp, "8.8.8.8:853"), second * SECOND_NS);
+            event.hook = Hook::Fentry;
+            bench.take(&event);
+            bench.tick(second * SECOND_NS);
+        }
+        assert_eq!(bench.told_lookup().0, Transport::Doq);
     }
 
     #[test]

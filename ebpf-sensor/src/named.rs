@@ -10,8 +10,8 @@
 //!   kernel lost, an answer that was cut (for the host that it went to),
 //! - to an address that an answer named, for the longer of its TTL and the window; each contact makes
 //!   it last a window longer, as clients and connection pools keep addresses beyond their TTL,
-//! - of UDP, to an address that was already contacted while learning: a QUIC connection may be older
-//!   than the sensor.
+//! - of datagrams that may not be a connection's first, to an address that was already contacted while
+//!   learning: the connection may be older than the sensor.
 //!
 //! The verdict waits two seconds, as an answer may be read after the contact that it caused. False all
 //! the same: addresses written down in configurations, lists of peers (BitTorrent, NTP pools by DHCP),
@@ -21,7 +21,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::aging::Aging;
-use crate::event::{Flow, Protocol};
+use crate::event::Flow;
 
 /// Addresses that answers named, at once; further ones are not taken in until others have expired.
 pub const NAMED_MAX: usize = 262_144;
@@ -87,6 +87,8 @@ impl Excuse {
 struct Pending<T> {
     at_ns: u64,
     flow: Flow,
+    /// Whether the connection may have begun long before.
+    ongoing: bool,
     contact: T,
 }
 
@@ -173,20 +175,12 @@ impl<T> NamedDestinations<T> {
     }
 
     /// A host contacts an address; the verdict comes later. `false` where too many wait.
-    pub(crate) fn contact(&mut self, flow: Flow, at_ns: u64, contact: T) -> bool {
+    pub(crate) fn contact(&mut self, flow: Flow, ongoing: bool, at_ns: u64, contact: T) -> bool {
         if self.pending.len() >= PENDING_MAX {
             return false;
         }
-        self.pending.push_back(Pending { at_ns, flow, contact });
+        self.pending.push_back(Pending { at_ns, flow, ongoing, contact });
         true
-    }
-
-    /// A contact that was seen before it had a source port is that of `flow`. Looks at the latest ones.
-    pub(crate) fn is_of(&mut self, before: &Flow, flow: Flow) {
-        let latest = self.pending.iter_mut().rev().take(1024);
-        if let Some(pending) = latest.into_iter().find(|pending| pending.flow == *before) {
-            pending.flow = flow;
-        }
     }
 
     /// Gives the verdicts that are due: `None` for a contact without a name, else what excuses it.
@@ -196,7 +190,7 @@ impl<T> NamedDestinations<T> {
                 break;
             }
             let Some(pending) = self.pending.pop_front() else { break };
-            let excuse = self.excuse(&pending.flow, pending.at_ns);
+            let excuse = self.excuse(&pending.flow, pending.ongoing, pending.at_ns);
             verdict(pending.flow, pending.contact, excuse);
         }
     }
@@ -209,7 +203,7 @@ impl<T> NamedDestinations<T> {
         }
     }
 
-    fn excuse(&mut self, flow: &Flow, at_ns: u64) -> Option<Excuse> {
+    fn excuse(&mut self, flow: &Flow, ongoing: bool, at_ns: u64) -> Option<Excuse> {
         let address = flow.destination.ip();
         let until_ns = at_ns.saturating_add(self.window_ns);
         let named = [Some(address), embedded(address)].into_iter().flatten().any(|address| {
@@ -225,7 +219,7 @@ impl<T> NamedDestinations<T> {
             return Some(Excuse::Named);
         }
         if at_ns.saturating_sub(self.begun_ns.unwrap_or(at_ns)) < self.window_ns {
-            if flow.protocol == Protocol::Udp {
+            if ongoing {
                 self.name(address, 0, at_ns);
             }
             return Some(Excuse::Learning);
@@ -264,6 +258,7 @@ fn embedded(address: IpAddr) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::Protocol;
 
     const SECOND: u64 = 1_000_000_000;
     const HOUR: u64 = 3600 * SECOND;
@@ -293,7 +288,7 @@ mod tests {
     }
 
     fn verdict_of(named: &mut NamedDestinations<()>, flow: Flow, at_ns: u64) -> Option<Excuse> {
-        assert!(named.contact(flow, at_ns, ()));
+        assert!(named.contact(flow, flow.protocol == Protocol::Udp, at_ns, ()));
         let mut verdicts = Vec::new();
         named.judge(at_ns + DELAY_NS - 1, |_, (), verdict| verdicts.push(verdict));
         assert_eq!(verdicts, [], "not before it is due");
@@ -338,7 +333,7 @@ mod tests {
     #[test]
     fn an_answer_that_is_read_later_still_counts() {
         let mut named = learnt();
-        assert!(named.contact(flow("192.0.2.1:443", Protocol::Tcp), HOUR, ()));
+        assert!(named.contact(flow("192.0.2.1:443", Protocol::Tcp), false, HOUR, ()));
         named.name(ip("192.0.2.1"), 60, HOUR + DELAY_NS / 2);
         named.judge(HOUR + DELAY_NS, |_, (), verdict| assert_eq!(verdict, Some(Excuse::Named)));
         assert_eq!(named.pending(), 0);
@@ -376,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn udp_of_the_learning_time_may_be_older_than_the_sensor() {
+    fn a_connection_of_the_learning_time_may_be_older_than_the_sensor() {
         let mut named = learnt();
         let udp = flow("192.0.2.1:443", Protocol::Udp);
         assert_eq!(verdict_of(&mut named, udp, HOUR / 2), Some(Excuse::Learning));
@@ -399,8 +394,8 @@ mod tests {
     fn contacts_that_wait_are_bounded() {
         let mut named = learnt();
         for _ in 0..PENDING_MAX {
-            assert!(named.contact(flow("192.0.2.1:443", Protocol::Tcp), HOUR, ()));
+            assert!(named.contact(flow("192.0.2.1:443", Protocol::Tcp), false, HOUR, ()));
         }
-        assert!(!named.contact(flow("192.0.2.1:443", Protocol::Tcp), HOUR, ()));
+        assert!(!named.contact(flow("192.0.2.1:443", Protocol::Tcp), false, HOUR, ()));
     }
 }
