@@ -66,6 +66,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 classifier.take(&Event::parse(bytes)?, &mut (), &mut out);
             }
             thousands.push(events.len() as f64 / begun.elapsed().as_secs_f64() / 1000.0);
+            let counters = classifier.counters();
+            let unread =
+                counters.not_dns + counters.not_tls + counters.not_quic + counters.repeated;
+            if unread > 0 || classifier.held().streams > 0 {
+                return Err(format!("not all {name} were read: {counters:?}").into());
+            }
         }
         thousands.sort_by(f64::total_cmp);
         println!(
