@@ -50,6 +50,8 @@ const HELLO_WAIT_NS: u64 = SECOND_NS;
 const QUERY_AGAIN_NS: u64 = SECOND_NS;
 /// A stream that is silent for so long is given up.
 const STREAM_IDLE_NS: u64 = 10 * SECOND_NS;
+/// A port is not used again within this time.
+const PORT_AGAIN_NS: u64 = SECOND_NS;
 /// A segment that begins so many bytes before what is expected was seen before.
 const AGAIN_BYTES_MAX: usize = 1024 * 1024;
 /// A connection of which nothing was seen for so long is forgotten.
@@ -166,6 +168,8 @@ struct Connection {
     at_ns: u64,
     origin: Origin,
     state: State,
+    /// Whether the client sent something on it: then no SYN of it comes again.
+    carried: bool,
     /// Whether a lookup was told.
     lookup: bool,
 }
@@ -584,15 +588,29 @@ impl Classifier {
             || event.flow.protocol == Protocol::Tcp
             || event.flow.destination.port() == DNS;
         let known = !(by_call && anew);
-        if known && let Some(connection) = self.connections.use_mut(&event.flow, event.at_ns) {
+        let again = self.connections.get(&event.flow).is_some_and(|connection| {
+            let opens = (event.kind, event.flow.protocol) == (Kind::Open, Protocol::Tcp);
+            let later = event.at_ns.saturating_sub(connection.at_ns) >= PORT_AGAIN_NS;
+            opens && later && connection.carried && connection.state != State::Waiting
+        });
+        if again {
+            self.streams.remove(&event.flow);
+        } else if known && let Some(connection) = self.connections.use_mut(&event.flow, event.at_ns)
+        {
+            connection.carried |= event.kind != Kind::Open;
             if connection.origin.process.is_none() {
                 connection.origin.process.clone_from(&event.process);
             }
             return connection.state;
         }
         let Some(mut state) = self.begin(event, out) else { return State::Settled };
-        let mut connection =
-            Connection { at_ns: event.at_ns, origin: origin(event), state, lookup: false };
+        let mut connection = Connection {
+            at_ns: event.at_ns,
+            origin: origin(event),
+            state,
+            carried: event.kind != Kind::Open,
+            lookup: false,
+        };
         if by_call {
             // What it carries will not be seen.
             match state {
@@ -1020,6 +1038,33 @@ mod tests {
                 events.into_iter().for_each(|event| bench.take(event));
                 assert_eq!(bench.told_lookup(), expected);
             }
+        }
+    }
+
+    #[test]
+    fn a_port_that_is_used_again_is_another_connection() {
+        let hello = tls("dns.quad9.net");
+        let mut bench = Bench::new();
+        for second in [1, 5, 30] {
+            bench.take(&later(open(Protocol::Tcp, "9.9.9.9:853"), second * SECOND_NS));
+            bench.take(&later(stream("9.9.9.9:853", 0, &hello), second * SECOND_NS));
+            // A SYN that another hook saw.
+            bench.take(&later(open(Protocol::Tcp, "9.9.9.9:853"), second * SECOND_NS + 5));
+        }
+        assert_eq!(bench.told().len(), 3);
+        // Without an answer, SYNs come again and again.
+        let mut bench = Bench::new();
+        for second in [1, 2, 4, 8, 16] {
+            bench.take(&later(open(Protocol::Tcp, "9.9.9.9:853"), second * SECOND_NS));
+            bench.tick(second * SECOND_NS);
+        }
+        assert_eq!(bench.told().len(), 1);
+    }
+
+    #[test]
+    fn each_excuse_has_its_counter() {
+        for (index, excuse) in Excuse::ALL.into_iter().enumerate() {
+            assert_eq!(excuse as usize, index);
         }
     }
 

@@ -624,13 +624,21 @@ mod tests {
         assert_eq!(resolvers.by_address(ip("203.0.113.7")), None);
     }
 
-    /// As dnscrypt-proxy's list has it for Cloudflare.
+    /// As dnscrypt-proxy's list has them: without hashes of certificates, and with three.
     #[test]
-    fn a_stamp_as_published_is_read() {
-        let (resolvers, _) =
-            read("sdns://AgcAAAAAAAAABzEuMC4wLjEAEmRucy5jbG91ZGZsYXJlLmNvbQovZG5zLXF1ZXJ5\n");
-        assert!(resolvers.by_address(ip("1.0.0.1")).is_some());
-        assert!(resolvers.by_name("dns.cloudflare.com").is_some());
+    fn stamps_as_published_are_read() {
+        let text = "sdns://AgcAAAAAAAAABzEuMC4wLjEAEmRucy5jbG91ZGZsYXJlLmNvbQovZG5zLXF1ZXJ5\n\
+            sdns://AgcAAAAAAAAADDE5My43MC44NS4xMaARsQLmsfY-UomE1gJfMrE4JB_Ii711GVdNcMmDLVPh6KBa74Q__PL\
+            scFX1BKFi8in4ORw3D_OmFj0ts_PWBNYiviBETr1nu4P4gHs5Iek4rJF4uIK9UKrbESMfBEz18I33zhFkb2guYm9ydH\
+            ptZXllci5mcgEv\n";
+        let (resolvers, read) = read(text);
+        assert_eq!((read.addresses, read.names, read.skipped), (2, 2, 0));
+        for (address, name) in
+            [("1.0.0.1", "dns.cloudflare.com"), ("193.70.85.11", "doh.bortzmeyer.fr")]
+        {
+            assert!(resolvers.by_address(ip(address)).is_some(), "{address}");
+            assert!(resolvers.by_name(name).is_some(), "{name}");
+        }
     }
 
     #[test]
