@@ -4,7 +4,7 @@ pub mod check;
 pub mod run;
 pub mod watch;
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -70,7 +70,10 @@ fn complain(message: &str) {
 fn start_log(log: &Log) -> Result<(), String> {
     let filter = EnvFilter::try_new(&log.level)
         .map_err(|error| format!("log.level \"{}\" is not a filter: {error}", log.level))?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     let started = if log.json {
         subscriber.json().flatten_event(true).try_init()
     } else {

@@ -770,3 +770,349 @@ fn key_on_line(text: &str, at: usize) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-\"".contains(&byte);
     if key.bytes().all(plain) { key.to_owned() } else { String::new() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::folder::Folder;
+
+    const KEY: &str = "0707070707070707070707070707070707070707070707070707070707070707\n";
+    const MINIMAL: &str =
+        "[names]\nkey_file = \"k\"\n[[report]]\nsocket = \"/run/stillgate/sensor.sock\"\n";
+
+    fn folder() -> Folder {
+        let folder = Folder::new();
+        folder.write("k", KEY);
+        for name in ["sensor.key", "sensor.token", "t"] {
+            folder.write(name, KEY);
+        }
+        for name in ["ca.pem", "gateway-ca.pem", "sensor.pem", "sensor.pem.key", "resolvers.txt"] {
+            folder.write(name, "");
+        }
+        folder
+    }
+
+    fn read(folder: &Folder, text: &str) -> Result<Config, String> {
+        parse(text, &folder.path("s.toml")).map_err(|errors| {
+            let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
+            let text = lines.join("\n");
+            text.replace(&format!("{}/", folder.as_ref().display()), "")
+        })
+    }
+
+    #[test]
+    fn the_defaults_tell_hashes_to_one_socket() {
+        let folder = folder();
+        let config = read(&folder, MINIMAL).unwrap();
+        assert!(config.local && config.links.is_empty() && config.api.is_empty());
+        assert_eq!((config.names, config.private_destinations), (NamesTold::Hashed, false));
+        assert_eq!(config.named_window, Duration::from_secs(3600));
+        assert_eq!(config.report_every, Duration::from_secs(5));
+        assert_eq!((config.metrics, &config.log), (None, &Log::default()));
+        assert!(is_name(&config.name) && config.warnings.is_empty());
+        let [target] = config.targets.as_slice() else { panic!("one") };
+        assert_eq!(target.to_string(), "unix:/run/stillgate/sensor.sock");
+        assert!(!format!("{config:?}").contains("07070"), "no key is shown");
+    }
+
+    #[test]
+    fn the_example_is_right_as_it_is_and_with_everything_uncommented() {
+        let folder = folder();
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/sensor.toml");
+        let example = std::fs::read_to_string(path).unwrap();
+        read(&folder, &example).unwrap();
+        // A setting begins with a key or a bracket; prose begins with a capital letter.
+        let setting = |rest: &str| {
+            let first = rest.split([' ', '=']).next().unwrap_or("");
+            let key = !first.is_empty()
+                && first.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+                && rest.contains(" = ");
+            key || rest.starts_with('[') || rest.starts_with("    {") || rest == "]"
+        };
+        let all: Vec<_> = example
+            .lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(rest) if setting(rest) => rest,
+                _ => line,
+            })
+            .collect();
+        let config = read(&folder, &all.join("\n")).unwrap();
+        assert_eq!(&*config.name, "egress-1");
+        assert_eq!(config.links.len(), 1);
+        assert_eq!(config.targets.len(), 2);
+        assert_eq!((config.api.len(), config.ignore.len()), (2, 1));
+        assert_eq!(config.seen_as.of([10, 1, 2, 3].into()), Some([203, 0, 113, 7].into()));
+        assert_eq!(config.metrics, Some(([127, 0, 0, 1], 9101).into()));
+        assert_eq!(config.targets[1].to_string(), "https://gateway.example:9090");
+        assert!(matches!(
+            &config.targets[1].address,
+            TargetAddress::Tcp { tls: Some(TlsFiles { client: Some(_), .. }), .. }
+        ));
+        // Every key of the reader stands in the example.
+        for key in [
+            "name",
+            "seen_as",
+            "api",
+            "ignore",
+            "named_window_seconds",
+            "private_destinations",
+            "report_every_seconds",
+            "enabled",
+            "cgroup",
+            "sockets_only",
+            "side",
+            "clsact",
+            "files",
+            "tell",
+            "key_file",
+            "socket",
+            "url",
+            "token_file",
+            "ca_file",
+            "certificate",
+            "key",
+            "listen",
+            "level",
+            "format",
+        ] {
+            assert!(all.iter().any(|line| line.starts_with(&format!("{key} = "))), "{key}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_line_and_key_and_what_is_allowed() {
+        let folder = folder();
+        folder.write("short.key", "0707");
+        folder.write("two.token", "a b");
+        let with = |more: &str| format!("{more}\n{MINIMAL}");
+        for (text, expected) in [
+            // What serde refuses.
+            (with("nam = \"a\""), "s.toml:1: nam: unknown field `nam`, expected one of `name`, "),
+            (
+                with("[local]\nenabled = 1"),
+                "s.toml:2: enabled: invalid type: integer `1`, expected a",
+            ),
+            (with("name = "), "s.toml:1: name: string values must be quoted"),
+            (with("[[link]]\nname = \"a\""), "s.toml:1: missing field `side`"),
+            // What is ours.
+            (with("name = \"A\""), "s.toml:1: name: must be 1 to 64 of a-z"),
+            (
+                with("[[link]]\nname = \"a\"\nside = \"lan\""),
+                "s.toml:3: link[0].side: must be \"clients\" (whose traffic is forwarded) or",
+            ),
+            (
+                with("[[link]]\nname = \"a b\"\nside = \"clients\""),
+                "s.toml:2: link[0].name: is not a link's name: 1 to 15 bytes",
+            ),
+            (
+                with(
+                    "[[link]]\nname = \"a\"\nside = \"clients\"\n\
+                      [[link]]\nname = \"a\"\nside = \"clients\"",
+                ),
+                "s.toml:5: link[1].name: is named twice for one side",
+            ),
+            (
+                with("[local]\nenabled = false"),
+                "s.toml:2: local.enabled: is false and there is no [[link]]: nothing would be seen",
+            ),
+            (
+                with("seen_as = [{ from = \"10\", as = \"203.0.113.7\" }]"),
+                "s.toml:1: seen_as[0].from: is not an address or a network, such as",
+            ),
+            (
+                with("seen_as = [{ from = \"10.0.0.0/8\", as = \"203.0.113.0/24\" }]"),
+                "s.toml:1: seen_as[0].as: is not an address, such as",
+            ),
+            (
+                with(
+                    "seen_as = [\n{ from = \"10.0.0.0/8\", as = \"203.0.113.7\" },\n\
+                      { from = \"10.1.0.0/8\", as = \"203.0.113.8\" },\n]",
+                ),
+                "s.toml:3: seen_as[1].from: 10.0.0.0/8 is named twice",
+            ),
+            (with("api = [\"a.example\"]"), "s.toml:1: api[0]: is not an address or a network"),
+            (with("ignore = [\"::/129\"]"), "s.toml:1: ignore[0]: is not an address or a network"),
+            (
+                with("named_window_seconds = 0"),
+                "s.toml:1: named_window_seconds: must be 1 to 86400",
+            ),
+            (
+                with("report_every_seconds = 301"),
+                "s.toml:1: report_every_seconds: must be 1 to 300",
+            ),
+            (
+                with("[resolvers]\nfiles = [\"none.txt\"]"),
+                "s.toml:2: resolvers.files[0]: none.txt cannot be read: No such file",
+            ),
+            (
+                with("[metrics]\nlisten = \"9101\""),
+                "s.toml:2: metrics.listen: is not an address and",
+            ),
+            (
+                with("[log]\nlevel = \"=\""),
+                "s.toml:2: log.level: is not a filter, such as \"info\"",
+            ),
+            (with("[log]\nformat = \"xml\""), "s.toml:2: log.format: must be \"text\" or \"json\""),
+            (
+                "[[report]]\nsocket = \"s\"\n".to_owned(),
+                "s.toml: names.key_file: is missing: hosts",
+            ),
+            (
+                "[names]\nkey_file = \"k\"\n".to_owned(),
+                "s.toml: report: is missing: write [[report]]",
+            ),
+            (
+                "[names]\nkey_file = \"short.key\"\n[[report]]\nsocket = \"s\"\n".to_owned(),
+                "s.toml:2: names.key_file: short.key is not 64 hex digits; make one: openssl",
+            ),
+            (
+                "[names]\nkey_file = \"none\"\n[[report]]\nsocket = \"s\"\n".to_owned(),
+                "s.toml:2: names.key_file: none cannot be read: No such file",
+            ),
+            (
+                "[names]\ntell = \"all\"\nkey_file = \"k\"\n[[report]]\nsocket = \"s\"\n"
+                    .to_owned(),
+                "s.toml:2: names.tell: must be \"hashed\", \"clear\" or \"none\"",
+            ),
+        ] {
+            let error = read(&folder, &text).unwrap_err();
+            assert!(error.starts_with(expected), "{text}\n{error}\nnot {expected}");
+            assert_eq!(error.lines().count(), 1, "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_target_is_named() {
+        let folder = folder();
+        folder.write("two.token", "a b");
+        for (report, expected) in [
+            ("", "socket: or url is missing, such as socket ="),
+            ("socket = \"a\"\nurl = \"https://a\"", "socket: and url exclude each other"),
+            ("socket = \"a\"\nca_file = \"ca.pem\"", "ca_file: needs an https url"),
+            (
+                "url = \"http://[::1]:1\"\ntoken_file = \"t\"\nca_file = \"ca.pem\"",
+                "ca_file: needs an",
+            ),
+            ("url = \"https://a\"\nca_file = \"ca.pem\"", "token_file: is missing: the file with"),
+            ("url = \"https://a\"\ntoken_file = \"t\"", "ca_file: is missing: the CA certificates"),
+            (
+                "url = \"https://a\"\ntoken_file = \"two.token\"\nca_file = \"ca.pem\"",
+                "token_file: two.token is not a token: one line",
+            ),
+            (
+                "url = \"https://a\"\ntoken_file = \"none\"\nca_file = \"ca.pem\"",
+                "token_file: none: No such file",
+            ),
+            (
+                "url = \"https://a\"\ntoken_file = \"t\"\nca_file = \"ca.pem\"\nkey = \"k\"",
+                "certificate: and key are given together",
+            ),
+            ("url = \"ftp://a\"\ntoken_file = \"t\"", "url: is not http or https with a host and"),
+            (
+                "url = \"https://a/x\"\ntoken_file = \"t\"",
+                "url: is not http or https with a host and",
+            ),
+            (
+                "url = \"https://u@a\"\ntoken_file = \"t\"",
+                "url: is not http or https with a host and",
+            ),
+            (
+                "url = \"https://a:0\"\ntoken_file = \"t\"",
+                "url: is not http or https with a host and",
+            ),
+            (
+                "url = \"https://a:70000\"\ntoken_file = \"t\"",
+                "url: is not http or https with a host",
+            ),
+            ("url = \"a:9090\"\ntoken_file = \"t\"", "url: is not http or https with a host and"),
+        ] {
+            let text = format!("[names]\nkey_file = \"k\"\n[[report]]\n{report}\n");
+            let error = read(&folder, &text).unwrap_err();
+            let said = error.split_once(" report[0].").map_or("", |(_, said)| said);
+            assert!(said.starts_with(expected), "{report}\n{error}\nnot {expected}");
+        }
+        let twice = format!("{MINIMAL}[[report]]\nsocket = \"/run/stillgate/sensor.sock\"\n");
+        let error = read(&folder, &twice).unwrap_err();
+        assert!(error.contains("report[1]: is the same as one before it"), "{error}");
+    }
+
+    #[test]
+    fn all_errors_come_together_in_the_order_of_lines() {
+        let folder = folder();
+        let text =
+            "name = \"A\"\napi = [\"x\"]\n[names]\ntell = \"x\"\n[metrics]\nlisten = \"x\"\n";
+        let error = read(&folder, text).unwrap_err();
+        let lines: Vec<_> = error.lines().filter_map(|line| line.split(' ').nth(1)).collect();
+        let keys = ["names.key_file:", "report:", "name:", "api[0]:", "names.tell:"];
+        assert_eq!(lines[..5], keys);
+        assert_eq!(lines[5], "metrics.listen:");
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_is_refused_and_no_secret_is_shown() {
+        let folder = folder();
+        for mode in [0o640, 0o604, 0o660] {
+            let permissions = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(folder.path("k"), permissions).unwrap();
+            let error = read(&folder, MINIMAL).unwrap_err();
+            let expected = format!("k (mode {mode:03o}) can be read or written by others than its");
+            assert!(error.contains(&expected) && !error.contains("0707"), "{error}");
+        }
+        let bad = "[names]\nkey_file = \"k\"\n[[report]]\ntoken_file = 5 # 0707\nsocket = \"s\"";
+        let error = read(&folder, bad).unwrap_err();
+        assert!(error.starts_with("s.toml:4: token_file: invalid type") && !error.contains("0707"));
+        let permissions = std::fs::Permissions::from_mode(0o644);
+        std::fs::set_permissions(folder.path("t"), permissions).unwrap();
+        folder.write("k", KEY);
+        let text = "[names]\nkey_file = \"k\"\n\
+                    [[report]]\nurl = \"http://gateway.example:9090\"\ntoken_file = \"t\"\n";
+        let warnings = read(&folder, text).unwrap().warnings;
+        let said: Vec<_> = warnings.iter().map(|warning| warning.message.as_str()).collect();
+        assert!(said[0].contains("can be read by every user"), "{said:?}");
+        assert!(said[1].contains("plain http: whoever is on the way reads the token"), "{said:?}");
+    }
+
+    #[test]
+    fn the_longest_prefix_wins() {
+        let pair = |from: &str, to: &str| (network(from).unwrap(), to.parse().unwrap());
+        let seen_as = SeenAs::new(vec![
+            pair("0.0.0.0/0", "203.0.113.1"),
+            pair("10.1.2.3", "203.0.113.4"),
+            pair("10.0.0.0/8", "203.0.113.2"),
+            pair("10.1.0.0/16", "203.0.113.3"),
+            pair("fd00::/8", "203.0.113.5"),
+        ]);
+        for (inside, outside) in [
+            ("10.1.2.3", Some("203.0.113.4")),
+            ("10.1.2.4", Some("203.0.113.3")),
+            ("10.2.0.1", Some("203.0.113.2")),
+            ("198.51.100.1", Some("203.0.113.1")),
+            ("fd00::1", Some("203.0.113.5")),
+            ("2001:db8::1", None),
+        ] {
+            let expected = outside.map(|outside| outside.parse().unwrap());
+            assert_eq!(seen_as.of(inside.parse().unwrap()), expected, "{inside}");
+        }
+    }
+
+    #[test]
+    fn a_host_s_name_is_made_fit() {
+        for (host, name) in [
+            ("Egress-1.Example", "egress-1.example"),
+            ("_a b", "a-b"),
+            ("", "sensor"),
+            ("---", "sensor"),
+            ("hôte", "h-te"),
+        ] {
+            assert_eq!(fit_name(host), name);
+        }
+        assert_eq!(fit_name(&"a".repeat(100)), "a".repeat(64));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_is_too_odd(text in "\\PC*|([a-z_\\[\\]=\"{}0-9. \n]|report|names|seen_as)*") {
+            let _ = parse(&text, Path::new("s.toml"));
+        }
+    }
+}
