@@ -31,6 +31,8 @@ pub const RETOLD_MAX: usize = 65_536;
 /// How long a host is known as a client, and an entry is told again.
 pub const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
 
+/// Characters of a name that is told in the clear; longer ones are told without.
+pub const NAME_CHARS_MAX: usize = 4 * 255;
 /// Entries of one report.
 pub const REPORT_ENTRIES_MAX: usize = 1_000;
 /// Bytes of one report's body.
@@ -53,13 +55,16 @@ pub const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 /// Time to tell what is there when the sensor ends.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
-/// Silence after which an empty report says that the sensor is alive.
-pub const HEARTBEAT: Duration = Duration::from_secs(60);
+/// Silence after which an empty report says that the sensor is alive. The gateway calls it silent after
+/// 60 s.
+pub const HEARTBEAT: Duration = Duration::from_secs(20);
 /// Time between two lines of the log about one gateway.
 pub const REPORT_LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// Events taken from the kernel before anything else gets its turn.
 pub const EVENTS_AT_ONCE: usize = 4_096;
+/// Times that so many are taken when the sensor ends.
+pub const TAKES_AT_END_MAX: usize = 16;
 /// How often what follows from time alone is looked for.
 pub const TICK_INTERVAL: Duration = Duration::from_millis(250);
 /// How often links and files of resolvers are looked at.

@@ -388,3 +388,64 @@ fn answer(request: &Request<Incoming>, metrics: &Metrics) -> Response<Full<Bytes
         _ => of(StatusCode::NOT_FOUND, plain, b"/metrics or /healthz\n".to_vec()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    async fn ask(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        // Whoever sends too much may have its answer cut.
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8(answer).unwrap()
+    }
+
+    #[tokio::test]
+    async fn metrics_and_health_are_served_and_nothing_else() {
+        let metrics = Metrics::new().unwrap();
+        metrics.lost_kernel.inc_by(7);
+        let state = |target: &str, outcome| HookState {
+            hook: "tc/clients-ingress",
+            target: target.into(),
+            outcome,
+        };
+        let why = || "why".to_owned();
+        metrics.hooks(&[
+            state("eth1", Outcome::Attached),
+            state("eth2", Outcome::Refused(why())),
+            state("eth3", Outcome::NotNeeded(why())),
+        ]);
+        metrics.target("unix:/run/a.sock").queued.set(3);
+        let listener = bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve(TcpListener::from_std(listener).unwrap(), metrics));
+        let text = ask(address, "GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+        for line in [
+            "stillgate_sensor_lost_total{cause=\"kernel\"} 7",
+            "stillgate_sensor_lost_total{cause=\"full\"} 0",
+            "stillgate_sensor_sightings_total{kind=\"doh3\"} 0",
+            "stillgate_sensor_hook_attached{hook=\"tc/clients-ingress\",target=\"eth1\"} 1",
+            "stillgate_sensor_hook_attached{hook=\"tc/clients-ingress\",target=\"eth2\"} 0",
+            "stillgate_sensor_hook_attached{hook=\"tc/clients-ingress\",target=\"eth3\"} 0",
+            "stillgate_sensor_reports_queued{gateway=\"unix:/run/a.sock\"} 3",
+            "stillgate_sensor_resolvers 0",
+        ] {
+            assert!(text.lines().any(|other| other == line), "{line}\n{text}");
+        }
+        for (request, status) in [
+            ("GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(), "200"),
+            ("GET / HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(), "404"),
+            ("POST /metrics HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n".to_owned(), "405"),
+            (format!("GET / HTTP/1.1\r\na: {}\r\n\r\n", "a".repeat(20_000)), "431"),
+        ] {
+            let answer = ask(address, &request).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
+        }
+    }
+}

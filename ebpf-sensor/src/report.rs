@@ -1,9 +1,9 @@
 //! Tells gateways what the tally counted.
 //!
-//! Each gateway has a queue, a numbering and a back-off of its own. A report is made when it is sent
-//! first, and comes byte for byte again until there is an answer, so the gateway takes it once. Where
-//! the queue is full the oldest report is given up; what the gateway refuses is given up at once. Both
-//! are counted, and told with the reports that follow.
+//! Each gateway has a queue, a numbering and a back-off of its own. A report has its number when it is
+//! sent first, and comes again with it, alike but for the time of sending, until there is an answer: so
+//! the gateway takes it once. Where the queue is full the oldest report is given up; what the gateway
+//! refuses is given up at once. Both are counted, and told with the reports that follow.
 //!
 //! A gateway that was started anew knows nothing of what was told before. It says so by another
 //! `stillgate-instance` in its answers, and is then told the last day again, in short (`Recent`).
@@ -91,7 +91,7 @@ struct Report<'a> {
     contacts: &'a [ContactEntry],
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Copy, Serialize)]
 struct Lost {
     kernel: u64,
     full: u64,
@@ -343,11 +343,17 @@ impl Sender {
 
     /// Sends one report until it is taken or given up; tells whether it was taken.
     async fn deliver(&mut self, batch: &Batch) -> bool {
-        let Some(body) = self.report(batch) else { return false };
+        self.sequence += 1;
+        let lost = Lost {
+            kernel: self.teller.lost_kernel.load(Ordering::Relaxed),
+            full: self.teller.lost_full.load(Ordering::Relaxed),
+            unsent: self.queue.metrics.unsent.get(),
+        };
         let mut back_off = BACK_OFF_MIN;
         let mut renewed = false;
         loop {
             let closing = self.queue.closing();
+            let Some(body) = self.report(batch, lost) else { return false };
             let attempt = timeout(ANSWER_TIMEOUT, self.attempt(&body)).await;
             let answer = match attempt.unwrap_or_else(|_| Err(Failure::again("no answer in time")))
             {
@@ -398,18 +404,14 @@ impl Sender {
         }
     }
 
-    fn report(&mut self, batch: &Batch) -> Option<Bytes> {
-        self.sequence += 1;
+    fn report(&self, batch: &Batch, lost: Lost) -> Option<Bytes> {
         let report = Report {
             sensor: &self.teller.sensor,
             run: &self.teller.run,
             sequence: self.sequence,
+            // By this the gateway puts the other times on its own clock.
             sent_at_ms: unix_ms(),
-            lost: Lost {
-                kernel: self.teller.lost_kernel.load(Ordering::Relaxed),
-                full: self.teller.lost_full.load(Ordering::Relaxed),
-                unsent: self.queue.metrics.unsent.get(),
-            },
+            lost,
             lookups: &batch.lookups,
             contacts: &batch.contacts,
         };
@@ -490,7 +492,7 @@ impl Sender {
         if self.instance.replace(instance).is_some() {
             self.retelling = lock(&self.teller.recent).all(unix_ms()).into();
             let entries: usize = self.retelling.iter().map(Batch::len).sum();
-            tracing::info!(gateway = %self.name, entries, "was started anew: told the last day again");
+            tracing::info!(gateway = %self.name, entries, "the gateway was started anew and is told the last day again");
         }
     }
 }
@@ -830,7 +832,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_not_taken_comes_again_byte_for_byte() {
+    async fn what_was_not_taken_comes_again_under_its_number() {
         let folder = Folder::new();
         let path = folder.path("s.sock");
         let does = [Does::Answers(503), Does::Closes, Does::Takes(None)];
@@ -840,10 +842,17 @@ mod tests {
         gateway.has_seen(3).await;
         senders.tell(batch(1));
         let reports = gateway.has_seen(4).await;
-        let seen: Vec<_> =
-            lock(&gateway.seen).iter().map(|(at, _, body)| (*at, body.clone())).collect();
-        assert!(seen[0].1 == seen[1].1 && seen[1].1 == seen[2].1);
-        assert!(seen[1].0 - seen[0].0 >= BACK_OFF_MIN / 2, "it waits");
+        let at: Vec<_> = lock(&gateway.seen).iter().map(|(at, _, _)| *at).collect();
+        assert!(at[1] - at[0] >= BACK_OFF_MIN / 2, "it waits");
+        let sent_at = |report: &Value| report["sent_at_ms"].as_u64().unwrap();
+        assert!(sent_at(&reports[1]) - sent_at(&reports[0]) >= 500, "each says when it was sent");
+        let alike = |report: &Value| {
+            let mut report = report.clone();
+            report["sent_at_ms"] = Value::Null;
+            report
+        };
+        assert_eq!(alike(&reports[0]), alike(&reports[1]));
+        assert_eq!(alike(&reports[1]), alike(&reports[2]));
         assert_eq!((&reports[2]["sequence"], &reports[3]["sequence"]), (&1.into(), &2.into()));
         // A connection that ends when it is used again is no failure: another one is tried at once.
         assert_eq!((metrics.failed.get(), metrics.unsent.get()), (1, 0));

@@ -519,7 +519,9 @@ impl Tally {
             let Some(host) = hosts.get(&key.host) else { continue };
             let name = key.name.and_then(|name| match self.settings.names {
                 NamesTold::Hashed => Some(ToldName::Hash(self.settings.key.name(&name))),
-                NamesTold::Clear => Some(ToldName::Clear(name)),
+                // The gateway refuses a report for a name that is none.
+                NamesTold::Clear if is_tellable(&name) => Some(ToldName::Clear(name)),
+                NamesTold::Clear => None,
                 NamesTold::None => None,
             });
             batches.lookup(LookupEntry {
@@ -579,6 +581,10 @@ impl Tally {
         let hash = self.settings.key.host(host);
         ToldHost { address: seen_as.unwrap_or(host.address), hash, client }
     }
+}
+
+fn is_tellable(name: &str) -> bool {
+    !name.chars().any(char::is_control) && name.chars().count() <= limits::NAME_CHARS_MAX
 }
 
 /// Whether an address is one behind a NAT (RFC 1918, RFC 4193, RFC 6598) or of this machine alone.
@@ -973,10 +979,39 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_name_that_finds_no_room_is_folded_before_anything_is_lost() {
+        let bounds = Bounds { lookups: 3, named: 1, ..Bounds::default() };
+        let mut tally = Tally::new(TallySettings { bounds, ..settings(NamesTold::Clear) });
+        for name in ["a.example", "b.example", "c.example", "a.example"] {
+            tally.note(&lookup(origin("10.0.0.9", None), 1, Some(name)));
+        }
+        let mut told: Vec<_> = take(&mut tally, 2)
+            .lookups
+            .iter()
+            .map(|entry| (format!("{:?}", entry.name), entry.count))
+            .collect();
+        told.sort();
+        let named = (r#"Some(Clear("a.example"))"#.to_owned(), 2);
+        assert_eq!(told, [("None".to_owned(), 2), named]);
+        assert_eq!(tally.counters(), TallyCounters { folded: 2, ..TallyCounters::default() });
+    }
+
+    #[test]
+    fn a_name_that_the_gateway_would_refuse_is_left_out() {
+        let mut tally = Tally::new(settings(NamesTold::Clear));
+        let long = "a".repeat(limits::NAME_CHARS_MAX + 1);
+        for name in ["a\u{7}.example", &long] {
+            tally.note(&lookup(origin("10.0.0.9", None), 1, Some(name)));
+        }
+        let batch = take(&mut tally, 2);
+        assert!(batch.lookups.len() == 2 && batch.lookups.iter().all(|entry| entry.name.is_none()));
+    }
+
+    #[test]
     fn reports_are_cut_to_their_bounds() {
         let mut tally = Tally::new(settings(NamesTold::Clear));
-        // Every byte of these is written as six.
-        let long: String = std::iter::repeat_n('\u{1}', 250).collect();
+        // Every character of these is written as two bytes.
+        let long = "\"".repeat(250);
         for index in 0..limits::HOST_ENTRIES_MAX {
             let host = origin(&format!("10.0.0.{}", index % 4), None);
             tally.note(&lookup(host, 1, Some(&format!("{long}{index}"))));

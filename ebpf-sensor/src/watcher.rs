@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::classify::Classifier;
 use crate::event::{Event, Flow};
 use crate::hooks::{Outcome, POLL_INTERVAL};
-use crate::limits::EVENTS_AT_ONCE;
+use crate::limits::{EVENTS_AT_ONCE, TAKES_AT_END_MAX};
 use crate::metrics::{Metrics, raise};
 use crate::resolvers::Resolvers;
 use crate::sighting::{Origin, Sighting};
@@ -68,6 +68,16 @@ impl<S: Source> Watcher<S> {
         self.more = taken == EVENTS_AT_ONCE;
         self.close(closed);
         self.finish(sightings, first);
+    }
+
+    /// Takes all that waits, as much as a few rings hold at most: what comes meanwhile may have no end.
+    pub fn take_all(&mut self, sightings: &mut Vec<Sighting>) {
+        for _ in 0..TAKES_AT_END_MAX {
+            self.take(sightings);
+            if !self.more {
+                return;
+            }
+        }
     }
 
     /// What follows from time alone, and what was counted. To be called every [`TICK_INTERVAL`](crate::limits::TICK_INTERVAL).

@@ -70,7 +70,7 @@ pub(super) fn run(path: Option<&Path>) -> Result<(), String> {
         if let Err(error) = notify("READY=1") {
             complain(&format!("NOTIFY_SOCKET: {error}"));
         }
-        sensor.run(&mut ends).await
+        sensor.run(ends.asked()).await
     })
 }
 
@@ -137,7 +137,9 @@ impl<S: Source> Sensor<S> {
         })
     }
 
-    async fn run(mut self, ends: &mut Ends) -> Result<(), String> {
+    /// Until it is asked to end.
+    async fn run(mut self, asked_to_end: impl Future<Output = ()>) -> Result<(), String> {
+        let mut asked_to_end = std::pin::pin!(asked_to_end);
         let every = |time: Duration| {
             let mut interval = interval(time);
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -171,7 +173,7 @@ impl<S: Source> Sensor<S> {
                     self.watcher.refresh();
                     self.reload();
                 }
-                () = ends.asked() => break,
+                () = &mut asked_to_end => break,
             }
         }
         let _ = notify("STOPPING=1");
@@ -231,7 +233,7 @@ impl<S: Source> Sensor<S> {
 
     /// Tells what is left.
     async fn end(mut self, sightings: &mut Vec<Sighting>) {
-        self.watcher.take(sightings);
+        self.watcher.take_all(sightings);
         self.watcher.tick(sightings);
         self.count(sightings);
         self.show();
@@ -242,5 +244,189 @@ impl<S: Source> Sensor<S> {
             0 => tracing::info!("ended; all was told"),
             entries => tracing::warn!(entries, "ended; some entries could not be told"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::{Mutex, PoisonError};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::event::{Event, Flow, Hook, Kind, Protocol};
+    use crate::folder::Folder;
+    use crate::hooks::{HookState, KernelCounters};
+    use crate::testing::event_bytes;
+
+    /// A source of what tests put into it.
+    #[derive(Clone, Default)]
+    struct Memory {
+        events: Arc<Mutex<VecDeque<Vec<u8>>>>,
+        dropped: Arc<Mutex<u64>>,
+    }
+
+    fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    impl Source for Memory {
+        fn drain(&mut self, max: usize, take: &mut dyn FnMut(&[u8])) -> usize {
+            let mut events = lock(&self.events);
+            let count = max.min(events.len());
+            events.drain(..count).for_each(|event| take(&event));
+            count
+        }
+
+        fn close_stream(&mut self, _: &Flow) {}
+
+        fn counters(&self) -> KernelCounters {
+            KernelCounters { dropped: *lock(&self.dropped), ..KernelCounters::default() }
+        }
+
+        fn refresh(&mut self) -> bool {
+            false
+        }
+
+        fn states(&self) -> &[HookState] {
+            &[]
+        }
+    }
+
+    fn query(port: u16) -> Vec<u8> {
+        let payload = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x06secret\x07example\x00\x00\x01\x00\x01";
+        let flow = Flow {
+            source: ([10, 0, 0, 9], port).into(),
+            destination: ([192, 0, 2, 53], 53).into(),
+            protocol: Protocol::Udp,
+        };
+        event_bytes(&Event {
+            at_ns: boot_ns(),
+            kind: Kind::Query,
+            hook: Hook::ClientsIngress,
+            flow,
+            link: 0,
+            process: None,
+            offset: 0,
+            length: u32::try_from(payload.len()).unwrap(),
+            payload,
+        })
+    }
+
+    /// A gateway that takes everything; what it was sent, body by body.
+    fn gateway(path: &Path) -> mpsc::Receiver<String> {
+        let listener = UnixListener::bind(path).unwrap();
+        let (sender, receiver) = mpsc::channel(64);
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut text = String::new();
+            let mut bytes = [0; 4096];
+            loop {
+                let count = stream.read(&mut bytes).await.unwrap();
+                if count == 0 {
+                    return;
+                }
+                text.push_str(std::str::from_utf8(&bytes[..count]).unwrap());
+                while let Some((head, rest)) = text.split_once("\r\n\r\n") {
+                    let length =
+                        head.lines().find_map(|line| line.strip_prefix("content-length: "));
+                    let length: usize = length.unwrap().parse().unwrap();
+                    if rest.len() < length {
+                        break;
+                    }
+                    let (body, rest) = rest.split_at(length);
+                    sender.send(body.to_owned()).await.unwrap();
+                    text = rest.to_owned();
+                    stream
+                        .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                        .await
+                        .unwrap();
+                }
+            }
+        });
+        receiver
+    }
+
+    fn start(folder: &Folder, source: Memory) -> Sensor<Memory> {
+        folder.write("k", &"07".repeat(32));
+        let text = "seen_as = [{ from = \"10.0.0.0/8\", as = \"203.0.113.7\" }]\n\
+                    report_every_seconds = 1\n\
+                    [resolvers]\nfiles = [\"list\"]\n\
+                    [names]\nkey_file = \"k\"\n[[report]]\nsocket = \"g.sock\"\n";
+        let config = config::parse(text, &folder.path("s.toml")).unwrap();
+        let metrics = Metrics::new().unwrap();
+        let mut lists = ResolverFiles::new(config.resolver_files.clone());
+        let classifier = classifier(&config, &mut lists, &metrics).unwrap();
+        let watcher = Watcher::new(source, classifier, metrics.clone());
+        Sensor::new(&config, watcher, lists, metrics).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_the_kernel_sees_is_told_and_losses_with_it() {
+        let folder = Folder::new();
+        folder.write("list", "192.0.2.1\n");
+        let mut told = gateway(&folder.path("g.sock"));
+        let source = Memory::default();
+        let sensor = start(&folder, source.clone());
+        let metrics = sensor.metrics.clone();
+        for port in 1..=9_000 {
+            lock(&source.events).push_back(query(port));
+        }
+        lock(&source.events).push_back(vec![0; 200]);
+        *lock(&source.dropped) = 3;
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        let running = tokio::spawn(async move {
+            sensor.run(async { drop(ended.await) }).await.unwrap();
+        });
+        let mut count = 0;
+        while count < 9_000 {
+            let body: serde_json::Value =
+                serde_json::from_str(&told.recv().await.unwrap()).unwrap();
+            assert!(!body.to_string().contains("secret"));
+            for lookup in body["lookups"].as_array().unwrap() {
+                assert_eq!(lookup["address"], "203.0.113.7");
+                count += lookup["count"].as_u64().unwrap();
+            }
+        }
+        assert_eq!(count, 9_000);
+        assert_eq!(metrics.malformed.get(), 1);
+        // The last one is told at the end, without waiting for the period.
+        lock(&source.events).push_back(query(10_000));
+        end.send(()).unwrap();
+        running.await.unwrap();
+        let mut last = String::new();
+        while let Ok(body) = told.try_recv() {
+            last = body;
+        }
+        let last: serde_json::Value = serde_json::from_str(&last).unwrap();
+        assert_eq!(last["lookups"][0]["count"], 1);
+        assert_eq!(last["lost"]["kernel"], 3);
+    }
+
+    #[tokio::test]
+    async fn a_list_that_cannot_be_read_leaves_the_one_before_in_force() {
+        let folder = Folder::new();
+        folder.write("list", "192.0.2.1\n");
+        let mut sensor = start(&folder, Memory::default());
+        let before = sensor.metrics.resolvers.get();
+        assert!(!sensor.lists.changed());
+        folder.write("list", "192.0.2.1\n192.0.2.2\n");
+        assert!(sensor.lists.changed());
+        sensor.reload();
+        assert_eq!(sensor.metrics.resolvers.get(), before + 1);
+        for bad in ["!! nothing\n", ""] {
+            folder.write("list", bad);
+            if bad.is_empty() {
+                std::fs::remove_file(folder.path("list")).unwrap();
+            }
+            assert!(sensor.lists.changed());
+            sensor.reload();
+            assert!(!sensor.lists.changed(), "said once");
+        }
+        assert_eq!(sensor.metrics.resolvers.get(), before + 1);
+        assert_eq!(sensor.metrics.resolvers_refused.get(), 2);
     }
 }

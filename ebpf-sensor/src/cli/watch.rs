@@ -120,7 +120,7 @@ async fn print(mut watcher: Watcher<impl Source>, ends: &mut Ends) -> Result<(),
             _ = tick.tick() => watcher.tick(&mut sightings),
             _ = look.tick() => watcher.refresh(),
             () = ends.asked() => {
-                watcher.take(&mut sightings);
+                watcher.take_all(&mut sightings);
                 watcher.tick(&mut sightings);
                 ended = true;
             }
@@ -279,5 +279,75 @@ impl LinkNames {
             socket.and_then(|socket| netdevice::index_to_name(socket, index).ok())
         });
         name.as_deref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Protocol;
+    use crate::tally::tests::{contact, lookup, origin};
+
+    #[test]
+    fn each_sighting_is_a_line_in_the_clear() {
+        let mut lines = Lines::new(Vec::new());
+        let local = || Origin { link: 0, ..origin("10.0.0.9", Some(5)) };
+        let forwarded = || Origin { link: u32::MAX, ..origin("fd00::9", None) };
+        let sightings = [
+            lookup(local(), 0, Some("a.example")),
+            contact(forwarded(), 0, "[2001:db8::9]:443"),
+            Sighting::Client { at_ns: 0, origin: local() },
+        ];
+        lines.write(&sightings).unwrap();
+        let text = String::from_utf8(lines.out).unwrap();
+        let mut read: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        for line in &mut read {
+            let at_ms = line.as_object_mut().unwrap().remove("at_ms").unwrap();
+            assert!(at_ms.as_u64().unwrap() <= crate::tally::unix_ms());
+        }
+        let process = serde_json::json!({"pid": 7, "uid": 0, "cgroup": 5, "name": "curl"});
+        let hook = "tc/clients-ingress";
+        let expected = [
+            serde_json::json!({
+                "kind": "lookup", "address": "10.0.0.9", "transport": "udp",
+                "server": "192.0.2.53", "port": 53, "name": "a.example",
+                "server_name": "never.told.example", "provider": null, "sign": "port",
+                "process": process, "hook": hook, "link": null,
+            }),
+            serde_json::json!({
+                "kind": "contact", "address": "fd00::9", "protocol": protocol_name(Protocol::Tcp),
+                "destination": "2001:db8::9", "port": 443,
+                "process": null, "hook": hook, "link": null,
+            }),
+            serde_json::json!({
+                "kind": "client", "address": "10.0.0.9",
+                "process": process, "hook": hook, "link": null,
+            }),
+        ];
+        assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn links_have_their_names() {
+        let mut names = LinkNames::default();
+        assert_eq!(names.of(1), Some("lo"));
+        assert_eq!(names.of(0), None);
+        assert_eq!(names.of(u32::MAX), None);
+        for index in 1000..2000 {
+            names.of(index);
+            assert!(names.names.len() <= LinkNames::MAX);
+        }
+        assert_eq!(names.of(1), Some("lo"));
+    }
+
+    #[test]
+    fn a_link_is_its_name_and_its_side() {
+        let link = |text: &str| parse_link(text).map(|link| (link.name, link.side));
+        assert_eq!(link("eth1=clients"), Ok(("eth1".into(), crate::hooks::LinkSide::Clients)));
+        assert_eq!(link("a=b=internet"), Ok(("a=b".into(), crate::hooks::LinkSide::Internet)));
+        for wrong in ["eth1", "eth1=", "=clients", "eth1=lan", "a-name-that-is-long=clients"] {
+            assert!(link(wrong).is_err(), "{wrong}");
+        }
     }
 }
