@@ -15,7 +15,6 @@ typedef long long s64;
 #define INLINE static __attribute__((always_inline)) inline
 #define NOINLINE static __attribute__((noinline))
 #define CORE __attribute__((preserve_access_index))
-#define LIKELY(x) __builtin_expect(!!(x), 1)
 
 /* A map, as BTF describes one. */
 #define MAP_TYPE(number) int (*type)[number]

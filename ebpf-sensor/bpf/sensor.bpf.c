@@ -235,9 +235,19 @@ enum { TCP = 6, UDP = 17, TCP_SYN = 2, TCP_ACK = 16 };
 enum { IP4 = 0x0800, IP6 = 0x86dd, VLAN = 0x8100, VLAN_OUTER = 0x88a8 };
 #define EXTENSIONS_MAX 8
 
-/* Reads the headers of a packet whose IP header begins at `at`; 0 if it is TCP or UDP and whole enough.
- * Of fragments only the first has the ports. */
-NOINLINE int parse(struct __sk_buff *skb, struct packet *packet, u32 at, u32 ethertype) {
+/* Which way packets go that a program looks at. */
+enum { OUTBOUND, INBOUND };
+
+/* Whether nothing is looked at of a packet with these ports. Of what is sent by TCP, its opening is. */
+INLINE int is_other(const struct packet *packet, u32 protocol, u32 way) {
+  u16 port = packet->flow.destination_port;
+  if (way == INBOUND) return packet->flow.source_port != 53;
+  return protocol == UDP && port != 53 && port != 443 && port != 853;
+}
+
+/* Reads the headers of a packet whose IP header begins at `at`; 0 if it is one to look at, and whole
+ * enough. Of fragments only the first has the ports. */
+NOINLINE int parse(struct __sk_buff *skb, struct packet *packet, u32 at, u32 ethertype, u32 way) {
   u32 end, protocol;
   if (ethertype == IP4) {
     struct {
@@ -295,6 +305,7 @@ NOINLINE int parse(struct __sk_buff *skb, struct packet *packet, u32 at, u32 eth
   packet->flow.source_port = swap(ports[0]);
   packet->flow.destination_port = swap(ports[1]);
   packet->flow.tag = protocol;
+  if (is_other(packet, protocol, way)) return -1;
   if (protocol == TCP) {
     struct {
       u32 sequence, acknowledged;
@@ -360,7 +371,7 @@ INLINE int is_quic_initial(const u8 *first) {
          (version == 0x6b3343cf && (first[0] & 0xf0) == 0xd0);  /* RFC 9369 */
 }
 
-/* UDP to port 443 or 853. */
+/* UDP to port 443 or 853: QUIC, of which the first packets are readable, and whatever else is DoQ's. */
 INLINE void datagram(struct __sk_buff *skb, struct packet *packet, u8 hook) {
   u8 first[5] = {};
   int initial = packet->length >= 1200 && !skb_load_bytes(skb, packet->payload, first, 5) &&
@@ -430,13 +441,12 @@ INLINE void outbound(struct __sk_buff *skb, struct packet *packet, u8 hook) {
     segment(skb, packet, hook);
   else if (port == 53)
     message(skb, packet, QUERY, hook);
-  else if (port == 443 || port == 853)
+  else
     datagram(skb, packet, hook);
 }
 
 /* What comes back: only answers of plain DNS are of interest. */
 INLINE void inbound(struct __sk_buff *skb, struct packet *packet, u8 hook) {
-  if (packet->flow.source_port != 53) return;
   if (packet->flow.tag == UDP) {
     message(skb, packet, ANSWER, hook);
     return;
@@ -473,7 +483,7 @@ SECTION("classifier") int stillgate_in(struct __sk_buff *skb) {
   struct packet packet = {};
   u32 at;
   u32 type = network(skb, &at);
-  if (LIKELY(!parse(skb, &packet, at, type))) outbound(skb, &packet, CLIENTS_INGRESS);
+  if (!parse(skb, &packet, at, type, OUTBOUND)) outbound(skb, &packet, CLIENTS_INGRESS);
   return TC_NEXT;
 }
 
@@ -481,7 +491,7 @@ SECTION("classifier") int stillgate_out(struct __sk_buff *skb) {
   struct packet packet = {};
   u32 at;
   u32 type = network(skb, &at);
-  if (LIKELY(!parse(skb, &packet, at, type))) inbound(skb, &packet, CLIENTS_EGRESS);
+  if (!parse(skb, &packet, at, type, INBOUND)) inbound(skb, &packet, CLIENTS_EGRESS);
   return TC_NEXT;
 }
 
@@ -489,7 +499,7 @@ SECTION("classifier") int stillgate_wan(struct __sk_buff *skb) {
   struct packet packet = {};
   u32 at;
   u32 type = network(skb, &at);
-  if (LIKELY(!parse(skb, &packet, at, type))) inbound(skb, &packet, INTERNET_INGRESS);
+  if (!parse(skb, &packet, at, type, INBOUND)) inbound(skb, &packet, INTERNET_INGRESS);
   return TC_NEXT;
 }
 
@@ -497,13 +507,15 @@ enum { CGROUP_LET = 1 };
 
 SECTION("cgroup_skb/egress") int cgroup_egress(struct __sk_buff *skb) {
   struct packet packet = {};
-  if (LIKELY(!parse(skb, &packet, 0, swap(skb->protocol)))) outbound(skb, &packet, CGROUP_EGRESS);
+  if (!parse(skb, &packet, 0, swap(skb->protocol), OUTBOUND))
+    outbound(skb, &packet, CGROUP_EGRESS);
   return CGROUP_LET;
 }
 
 SECTION("cgroup_skb/ingress") int cgroup_ingress(struct __sk_buff *skb) {
   struct packet packet = {};
-  if (LIKELY(!parse(skb, &packet, 0, swap(skb->protocol)))) inbound(skb, &packet, CGROUP_INGRESS);
+  if (!parse(skb, &packet, 0, swap(skb->protocol), INBOUND))
+    inbound(skb, &packet, CGROUP_INGRESS);
   return CGROUP_LET;
 }
 

@@ -21,7 +21,9 @@ pub mod streams;
 pub mod upstream;
 
 pub use authority::{Authority, Identity};
-pub use gateway::{ADMIN_TOKEN, Gateway, GatewayBuilder, binary, free_port, may_mount};
+pub use gateway::{
+    ADMIN_TOKEN, Gateway, GatewayBuilder, binary, free_port, may_mount, sensor_binary,
+};
 pub use provider::{Provider, Received};
 pub use upstream::RawUpstream;
 
