@@ -49,6 +49,8 @@ const HELLO_WAIT_NS: u64 = SECOND_NS;
 const QUERY_AGAIN_NS: u64 = SECOND_NS;
 /// A stream that is silent for so long is given up.
 const STREAM_IDLE_NS: u64 = 10 * SECOND_NS;
+/// A segment that begins so many bytes before what is expected was seen before.
+const AGAIN_BYTES_MAX: usize = 1024 * 1024;
 /// A connection of which nothing was seen for so long is forgotten.
 const CONNECTION_IDLE_NS: u64 = 180 * SECOND_NS;
 
@@ -183,10 +185,9 @@ enum State {
 
 #[derive(Debug)]
 struct AnswerStream {
-    /// Sequence number of its first byte.
-    begins: u32,
+    /// Sequence number of the first byte that was not read yet.
+    next: u32,
     pieces: Pieces,
-    read: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -288,7 +289,9 @@ impl Classifier {
             }
         });
         let mut unread = Vec::new();
-        self.answers.expire(now_ns, STREAM_IDLE_NS, |flow, _| unread.push(flow));
+        self.answers.expire(now_ns, STREAM_IDLE_NS, |flow, stream| {
+            unread.extend((!stream.pieces.is_empty()).then_some(flow));
+        });
         for flow in unread {
             self.doubt(flow.destination.ip(), None, now_ns);
         }
@@ -431,27 +434,32 @@ impl Classifier {
         }
         let (flow, at_ns) = (event.flow, event.at_ns);
         if self.answers.get(&flow).is_none() {
-            let begins = event.offset;
-            let stream = AnswerStream { begins, pieces: Pieces::default(), read: 0 };
-            if let Some((gone, _)) = self.answers.insert(flow, at_ns, stream) {
+            let stream = AnswerStream { next: event.offset, pieces: Pieces::default() };
+            if let Some((gone, stream)) = self.answers.insert(flow, at_ns, stream) {
                 self.counters.streams_full += 1;
-                self.doubt(gone.destination.ip(), Some(event.hook), at_ns);
+                if !stream.pieces.is_empty() {
+                    self.doubt(gone.destination.ip(), None, at_ns);
+                }
             }
         }
         let Some(stream) = self.answers.use_mut(&flow, at_ns) else { return };
-        let offset = event.offset.wrapping_sub(stream.begins);
-        if offset > u32::MAX / 2 {
-            // From before what was seen first.
-            return;
-        }
-        let added = stream.pieces.add(offset as usize, event.payload);
+        // Of a segment that was seen before (retransmitted, or by another hook) only what is new.
+        let before = stream.next.wrapping_sub(event.offset) as usize;
+        let (offset, payload) = if before <= AGAIN_BYTES_MAX {
+            (0, event.payload.get(before..).unwrap_or_default())
+        } else {
+            (event.offset.wrapping_sub(stream.next) as usize, event.payload)
+        };
+        let missing = (event.length as usize).saturating_sub(event.payload.len().max(before));
+        let added = stream.pieces.add(offset, payload);
         let mut answers = Vec::new();
         let mut garbage = added.is_err();
+        let mut read = 0;
         loop {
-            match dns::frame(&stream.pieces.start()[stream.read..]) {
+            match dns::frame(&stream.pieces.start()[read..]) {
                 Frame::Message(message, length) => {
                     answers.push(dns::answer(message));
-                    stream.read += length;
+                    read += length;
                 }
                 Frame::More => break,
                 Frame::Garbage => {
@@ -460,12 +468,13 @@ impl Classifier {
                 }
             }
         }
-        let rest = &stream.pieces.start()[stream.read..];
-        let done = rest.is_empty() && !stream.pieces.has_gap();
-        let cut = !done && event.payload.len() < event.length as usize;
+        stream.pieces.advance(read);
+        stream.next = stream.next.wrapping_add(u32::try_from(read).unwrap_or(u32::MAX));
+        let cut = missing > 0;
         // Of a message whose end was not copied, what is there.
-        let partial = rest.get(2..).filter(|_| cut && !garbage).and_then(dns::answer);
-        if done || cut || garbage {
+        let rest = stream.pieces.start().get(2..);
+        let partial = rest.filter(|_| cut && !garbage).and_then(dns::answer);
+        if cut || garbage {
             self.answers.remove(&flow);
         }
         for answer in answers {
@@ -1295,11 +1304,17 @@ mod tests {
         segment(u32::MAX - 1, &message[..2]);
         segment(0, &message[2..20]);
         segment(18, &message[20..]);
-        segment(1000, &message);
+        // Again, as another hook sees them; then a whole one, of which some was seen before.
+        segment(0, &message[2..20]);
+        segment(18, &message[20..]);
+        let after = u32::try_from(message.len() - 2).unwrap();
+        segment(after, &message);
+        segment(after - 5, &[&[0; 5], &message[..], &message[..]].concat());
+        bench.tick(at_ns + STREAM_IDLE_NS);
         assert_eq!(bench.classifier.held().streams, 0);
         bench.take(&later(open(Protocol::Tcp, "192.0.2.7:443"), at_ns));
         assert_eq!(contacts(&mut bench), [""; 0]);
-        assert_eq!((bench.counters().answers, bench.counters().answers_unread), (3, 0));
+        assert_eq!((bench.counters().answers, bench.counters().answers_unread), (4, 0));
     }
 
     #[test]

@@ -319,6 +319,38 @@ mod tests {
     }
 
     #[test]
+    fn hellos_of_other_libraries_are_read() {
+        let web = ["h2", "http/1.1"];
+        let cases: [(&str, &[u8], &[&str], bool); 9] = [
+            ("chrome", include_bytes!("../tests/hellos/chrome.bin"), &web, true),
+            ("firefox", include_bytes!("../tests/hellos/firefox.bin"), &web, true),
+            ("safari", include_bytes!("../tests/hellos/safari.bin"), &web, false),
+            ("curl", include_bytes!("../tests/hellos/curl.bin"), &web, false),
+            ("kdig", include_bytes!("../tests/hellos/kdig.bin"), &["dot"], false),
+            ("node", include_bytes!("../tests/hellos/node.bin"), &["h2"], false),
+            ("openssl", include_bytes!("../tests/hellos/openssl.bin"), &["dot"], false),
+            ("openssl, TLS 1.0", include_bytes!("../tests/hellos/openssl-tls1.bin"), &[], false),
+            ("python", include_bytes!("../tests/hellos/python.bin"), &web, false),
+        ];
+        for (who, stream, alpn, ech) in cases {
+            let hello = from_records(stream).unwrap();
+            assert_eq!(hello.server_name.as_deref(), Some("dns.example"), "{who}");
+            assert_eq!((hello.ech, hello.whole), (ech, true), "{who}");
+            assert_eq!(hello.alpn, alpn, "{who}");
+            for size in [1, 50, 500] {
+                assert_eq!(
+                    from_records(&records(&stream[5..], size)).as_ref(),
+                    Ok(&hello),
+                    "{who}"
+                );
+            }
+            // What rustls' own reader takes, it takes alike.
+            let expected = (who != "openssl, TLS 1.0").then_some((hello.server_name, hello.alpn));
+            assert_eq!(acceptor(stream), expected, "{who}");
+        }
+    }
+
+    #[test]
     fn a_hello_is_read_however_it_is_cut() {
         let handshake = client_hello(Some("dns.example"), &["h2"], true, 1800);
         let whole = from_handshake(&handshake).unwrap();

@@ -465,6 +465,26 @@ mod tests {
         assert_eq!((client.take(&good), client.keys_made), (Err(Unread::TooMany), KEYS_MAX));
     }
 
+    /// curl with ngtcp2 and BoringSSL, in Chrome's likeness: a post-quantum share over two datagrams.
+    #[test]
+    fn a_recorded_hello_over_http3_is_read() {
+        let mut rest = &include_bytes!("../tests/hellos/chrome-h3.datagrams")[..];
+        let mut datagrams = Vec::new();
+        while let Some((length, after)) = rest.split_first_chunk::<2>() {
+            let (datagram, after) = after.split_at(usize::from(u16::from_be_bytes(*length)));
+            datagrams.push(datagram);
+            rest = after;
+        }
+        let mut client = Client::default();
+        let mut hello = None;
+        for datagram in datagrams {
+            hello = client.take(datagram).ok();
+        }
+        let hello = hello.unwrap();
+        assert_eq!((hello.server_name.as_deref(), hello.whole), (Some("dns.example"), true));
+        assert_eq!(hello.alpn, ["h3"]);
+    }
+
     /// A client and a server of quinn in memory, with rustls' post-quantum key shares.
     struct Quinn {
         client: Endpoint,
@@ -523,7 +543,7 @@ mod tests {
         }
 
         /// Gives a datagram to the server.
-        fn to_server(&mut self, datagram: &[u8]) -> Option<Incoming> {
+        fn server_gets(&mut self, datagram: &[u8]) -> Option<Incoming> {
             let from: SocketAddr = CLIENT.parse().unwrap();
             let data = BytesMut::from(datagram);
             match self.server.handle(self.now, from, None, None, data, &mut Vec::new()) {
@@ -532,7 +552,7 @@ mod tests {
             }
         }
 
-        fn to_client(&mut self, datagram: &[u8]) {
+        fn client_gets(&mut self, datagram: &[u8]) {
             let from: SocketAddr = SERVER.parse().unwrap();
             let data = BytesMut::from(datagram);
             let event = self.client.handle(self.now, from, None, None, data, &mut Vec::new());
@@ -560,10 +580,10 @@ mod tests {
     fn quinns_hello_is_read_after_a_retry() {
         let mut quinn = Quinn::new("resolver.example");
         let first = quinn.flight();
-        let incoming = quinn.to_server(&first[0]).expect("a connection");
+        let incoming = quinn.server_gets(&first[0]).expect("a connection");
         let mut retry = Vec::new();
         let sent = quinn.server.retry(incoming, &mut retry).unwrap();
-        quinn.to_client(&retry[..sent.size]);
+        quinn.client_gets(&retry[..sent.size]);
         let second = quinn.flight();
         assert!(second.len() >= 2);
         // The first datagram before the Retry, all after it; and what came after it alone.

@@ -92,6 +92,22 @@ impl Pieces {
         }
     }
 
+    /// Lets go of the first `length` bytes, which are there; what follows begins at 0 from then on.
+    pub fn advance(&mut self, length: usize) {
+        let length = length.min(self.start().len());
+        self.bytes.drain(..length);
+        self.ranges.retain_mut(|range| {
+            *range = (range.0.saturating_sub(length), range.1 - length);
+            range.1 > 0
+        });
+    }
+
+    /// Whether nothing is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     /// Whether bytes lie behind a gap.
     #[must_use]
     pub fn has_gap(&self) -> bool {
@@ -157,6 +173,12 @@ mod tests {
         assert_eq!((pieces.start(), pieces.has_gap()), (&b"abcdef"[..], true));
         pieces.add(5, b"YghYYkl").unwrap();
         assert_eq!((pieces.start(), pieces.has_gap()), (&b"abcdefghijkl"[..], false));
+        pieces.add(14, b"op").unwrap();
+        pieces.advance(10);
+        assert_eq!((pieces.start(), pieces.has_gap()), (&b"kl"[..], true));
+        pieces.add(2, b"mn").unwrap();
+        pieces.advance(usize::MAX);
+        assert!(pieces.is_empty() && pieces.start().is_empty());
     }
 
     #[test]
