@@ -28,6 +28,10 @@ pub const HOST_ENTRIES_MAX: u32 = 2_000;
 pub const CLIENTS_MAX: usize = 65_536;
 /// Entries that a gateway is told again after its restart; the oldest are forgotten first.
 pub const RETOLD_MAX: usize = 65_536;
+/// Time between two times that one gateway is told the last day.
+pub const RETELL_INTERVAL: Duration = Duration::from_secs(60);
+/// Processes behind a gateway's address that are known.
+pub const INSTANCES_MAX: usize = 16;
 /// How long a host is known as a client, and an entry is told again.
 pub const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
 
@@ -68,7 +72,7 @@ pub const TAKES_AT_END_MAX: usize = 16;
 /// How often what follows from time alone is looked for.
 pub const TICK_INTERVAL: Duration = Duration::from_millis(250);
 /// How often links and files of resolvers are looked at.
-pub const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+pub const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Connections to the metrics at once; further ones wait to be taken.
 pub const METRICS_CONNECTIONS_MAX: usize = 16;

@@ -36,7 +36,8 @@ use tokio_rustls::TlsConnector;
 use crate::config::{Target, TargetAddress, TlsFiles, read_token};
 use crate::limits::{
     ANSWER_BYTES_MAX, ANSWER_TIMEOUT, BACK_OFF_MAX, BACK_OFF_MIN, CONNECT_TIMEOUT, FLUSH_TIMEOUT,
-    QUEUED_BYTES_MAX, QUEUED_REPORTS_MAX, REPORT_LOG_EVERY, RETRY_AFTER_MAX,
+    INSTANCES_MAX, QUEUED_BYTES_MAX, QUEUED_REPORTS_MAX, REPORT_LOG_EVERY, RETELL_INTERVAL,
+    RETRY_AFTER_MAX,
 };
 use crate::metrics::TargetMetrics;
 use crate::tally::{Batch, ContactEntry, LookupEntry, Recent, unix_ms};
@@ -256,8 +257,13 @@ struct Sender {
     connection: Option<Connection>,
     token: Option<HeaderValue>,
     sequence: u64,
-    instance: Option<HeaderValue>,
-    /// What a gateway that was started anew is still to be told.
+    /// Processes of the gateway that answered, the latest last: behind one address there may be several
+    /// in turn.
+    instances: VecDeque<HeaderValue>,
+    /// Whether one of them is still to be told the last day, and when one last was.
+    retell: bool,
+    retold_at: Option<Instant>,
+    /// What of it is still to be told.
     retelling: VecDeque<Batch>,
     said: Said,
 }
@@ -301,7 +307,9 @@ impl Sender {
             connection: None,
             token: None,
             sequence: 0,
-            instance: None,
+            instances: VecDeque::new(),
+            retell: false,
+            retold_at: None,
             retelling: VecDeque::new(),
             said: Said::default(),
         }
@@ -484,16 +492,30 @@ impl Sender {
         before != self.token
     }
 
+    /// Whether the gateway was started anew since it was told first, and so is told again.
     fn look_at(&mut self, instance: Option<HeaderValue>) {
-        let Some(instance) = instance else { return };
-        if self.instance.as_ref() == Some(&instance) {
+        if let Some(instance) = instance
+            && !self.instances.contains(&instance)
+        {
+            self.retell |= !self.instances.is_empty();
+            if self.instances.len() >= INSTANCES_MAX {
+                self.instances.pop_front();
+            }
+            self.instances.push_back(instance);
+        }
+        let soon = self.retold_at.is_some_and(|at| at.elapsed() < RETELL_INTERVAL);
+        if !self.retell || soon {
             return;
         }
-        if self.instance.replace(instance).is_some() {
-            self.retelling = lock(&self.teller.recent).all(unix_ms()).into();
-            let entries: usize = self.retelling.iter().map(Batch::len).sum();
-            tracing::info!(gateway = %self.name, entries, "the gateway was started anew and is told the last day again");
-        }
+        self.retell = false;
+        self.retold_at = Some(Instant::now());
+        self.retelling = lock(&self.teller.recent).all(unix_ms()).into();
+        let entries: usize = self.retelling.iter().map(Batch::len).sum();
+        tracing::info!(
+            gateway = %self.name,
+            entries,
+            "the gateway was started anew and is told the last day again"
+        );
     }
 }
 
@@ -1022,6 +1044,24 @@ mod tests {
         assert!(times.contains(&&seen[0]["lookups"][1]["last_ms"]), "times stay");
         assert_eq!(senders.flush().await, 0);
         assert_eq!(lock(&gateway.seen).len(), 4, "once");
+    }
+
+    #[tokio::test]
+    async fn gateways_that_answer_in_turn_are_not_told_again_and_again() {
+        let folder = Folder::new();
+        let path = folder.path("s.sock");
+        let names = ["aa", "bb", "aa", "bb", "cc", "aa", "dd", "ee"];
+        let does: Vec<_> = names.into_iter().map(|name| Does::Takes(Some(name))).collect();
+        let gateway = Gateway::unix(&path, &does);
+        let (senders, metrics) = start(unix(&path));
+        for _ in 0..8 {
+            senders.tell(batch(1));
+        }
+        gateway.has_seen(9).await;
+        eventually(|| metrics.sent.get() == 9).await;
+        assert_eq!(metrics.retold.get(), 1, "once for bb; what came within a minute waits");
+        assert_eq!(senders.flush().await, 0);
+        assert_eq!(lock(&gateway.seen).len(), 9);
     }
 
     #[tokio::test]
