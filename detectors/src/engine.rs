@@ -210,6 +210,7 @@ impl Engine {
             Event::Profile(profile) => self.profile(profile),
             Event::Organisation(declared) => self.declared(declared),
             Event::Dns(lookup) => self.lookup(lookup),
+            Event::Contact(_) => {}
             Event::ModelRelease(release) => {
                 let model = keyed::hash(&self.key, release.model.as_bytes());
                 self.release((release.at_ms, model));

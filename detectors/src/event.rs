@@ -18,6 +18,8 @@ pub enum Event {
     Organisation(Declared),
     /// A host resolved a name.
     Dns(DnsLookup),
+    /// A host contacted an address that no plain DNS answer had named.
+    Contact(DnsContact),
     /// A model became available.
     ModelRelease(ModelRelease),
     /// Somebody acted on an account.
@@ -33,6 +35,7 @@ impl Event {
             Self::Profile(profile) => profile.at_ms,
             Self::Organisation(declared) => declared.at_ms,
             Self::Dns(lookup) => lookup.at_ms,
+            Self::Contact(contact) => contact.at_ms,
             Self::ModelRelease(release) => release.at_ms,
             Self::Enforcement(enforcement) => enforcement.at_ms,
         }
@@ -99,14 +102,40 @@ impl DnsTransport {
 pub struct DnsLookup {
     /// When, unix milliseconds.
     pub at_ms: u64,
-    /// The host that asked.
+    /// The address that asked, as the gateway sees it.
     pub ip: IpAddr,
+    /// Which host behind the address, by a keyed hash that the sensor made; `None` where the address
+    /// is the host.
+    pub host: Option<u64>,
+    /// Whether this very host was seen to open connections to the API; `None` where nobody knows.
+    pub client: Option<bool>,
     /// How it asked.
     pub transport: DnsTransport,
     /// The resolver.
     pub server: IpAddr,
+    /// Who runs the resolver, such as `cloudflare`; `None` where nobody knows.
+    pub provider: Option<Arc<str>>,
     /// A pseudonym of the name asked for; `None` where it is encrypted.
     pub name: Option<Arc<str>>,
+}
+
+/// A contact to an address that no plain DNS answer seen before had named, as a sensor saw it: the
+/// address was written down somewhere, or looked up where nobody sees it (T-DIST-006).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsContact {
+    /// When, unix milliseconds.
+    pub at_ms: u64,
+    /// The address that made the contact, as the gateway sees it.
+    pub ip: IpAddr,
+    /// Which host behind the address, by a keyed hash that the sensor made; `None` where the address
+    /// is the host.
+    pub host: Option<u64>,
+    /// Whether this very host was seen to open connections to the API; `None` where nobody knows.
+    pub client: Option<bool>,
+    /// Where to.
+    pub destination: IpAddr,
+    /// To which port there.
+    pub port: u16,
 }
 
 /// A model became available.

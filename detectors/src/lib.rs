@@ -23,7 +23,8 @@ pub use conversation::{
     Answer, Conversation, Finish, Format, Role, Sampling, Text, TextFeatures, ToolCall, Turn, Usage,
 };
 pub use event::{
-    Declared, DnsLookup, DnsTransport, Enforcement, EnforcementAction, Event, ModelRelease, Profile,
+    Declared, DnsContact, DnsLookup, DnsTransport, Enforcement, EnforcementAction, Event,
+    ModelRelease, Profile,
 };
 pub use indicator::{IndicatorHit, IndicatorKind};
 pub use network::{Network, NetworkKind};

@@ -42,7 +42,7 @@ static EVENTS: LazyLock<Vec<Event>> = LazyLock::new(|| {
         Event::Profile(profile) => keeps(&profile.account),
         Event::Organisation(declared) => keeps(&declared.account),
         Event::Enforcement(enforcement) => keeps(&enforcement.account),
-        Event::Dns(_) | Event::ModelRelease(_) => true,
+        Event::Dns(_) | Event::Contact(_) | Event::ModelRelease(_) => true,
     };
     // Every fifth exchange shows what a peer has listed.
     let listed = |(at, mut event): (usize, Event)| {
@@ -72,7 +72,7 @@ fn told(events: &[Event]) -> Engine {
 
 /// What is told to a gateway again after its restart, since accounts do not hold it.
 fn is_general(event: &Event) -> bool {
-    matches!(event, Event::Dns(_) | Event::ModelRelease(_))
+    matches!(event, Event::Dns(_) | Event::Contact(_) | Event::ModelRelease(_))
 }
 
 fn ids(engine: &Engine) -> Vec<AccountId> {

@@ -26,7 +26,7 @@ static CORPUS: LazyLock<Corpus> = LazyLock::new(|| {
         Event::Profile(profile) => corpus.labels.contains_key(&profile.account),
         Event::Organisation(declared) => corpus.labels.contains_key(&declared.account),
         Event::Enforcement(enforcement) => corpus.labels.contains_key(&enforcement.account),
-        Event::Dns(_) | Event::ModelRelease(_) => true,
+        Event::Dns(_) | Event::Contact(_) | Event::ModelRelease(_) => true,
     });
     corpus
 });

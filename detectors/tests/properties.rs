@@ -60,7 +60,7 @@ static EVENTS: LazyLock<Vec<Event>> = LazyLock::new(|| {
         Event::Profile(profile) => keeps(&profile.account),
         Event::Organisation(declared) => keeps(&declared.account),
         Event::Enforcement(enforcement) => keeps(&enforcement.account),
-        Event::Dns(_) | Event::ModelRelease(_) => true,
+        Event::Dns(_) | Event::Contact(_) | Event::ModelRelease(_) => true,
     };
     corpus.events.iter().filter(|event| keep(event)).cloned().collect()
 });
@@ -248,8 +248,11 @@ fn memory_stays_within_its_bounds() {
             engine.observe(&Event::Dns(DnsLookup {
                 at_ms,
                 ip,
+                host: None,
+                client: None,
                 transport: DnsTransport::Doh,
                 server: IpAddr::from([10, 0, 0, 1]),
+                provider: None,
                 name: None,
             }));
         }
@@ -590,7 +593,16 @@ fn event(most_ms: u64) -> impl Strategy<Value = Event> {
         })
     });
     let lookup = (time(most_ms), address(), address()).prop_map(|(at_ms, ip, server)| {
-        Event::Dns(DnsLookup { at_ms, ip, transport: DnsTransport::Doq, server, name: None })
+        Event::Dns(DnsLookup {
+            at_ms,
+            ip,
+            host: None,
+            client: None,
+            transport: DnsTransport::Doq,
+            server,
+            provider: None,
+            name: None,
+        })
     });
     let release = (time(most_ms), text()).prop_map(|(at_ms, model)| {
         Event::ModelRelease(ModelRelease { at_ms, model: model.into() })

@@ -295,8 +295,11 @@ impl World {
         self.events.push(Event::Dns(DnsLookup {
             at_ms,
             ip,
+            host: None,
+            client: None,
             transport: DnsTransport::Doh,
             server,
+            provider: None,
             name: None,
         }));
     }
