@@ -11,4 +11,6 @@
 //! of bytes and times.
 
 pub mod event;
+pub mod hooks;
+pub mod netlink;
 pub mod sighting;

@@ -661,19 +661,32 @@ fn last_lines(log: &str) -> String {
     last.map(|line| line.chars().take(400).chain(['\n']).collect::<String>()).collect()
 }
 
-/// The binary: `STILLGATE_BIN`, or the one beside the folder of the test executable.
+/// The gateway: `STILLGATE_BIN`, or the one beside the folder of the test executable.
 ///
 /// # Panics
 /// If it is not there.
 #[must_use]
 pub fn binary() -> PathBuf {
-    if let Some(path) = std::env::var_os("STILLGATE_BIN") {
+    built("stillgate", "STILLGATE_BIN")
+}
+
+/// The sensor: `STILLGATE_SENSOR_BIN`, or the one beside the folder of the test executable.
+///
+/// # Panics
+/// If it is not there.
+#[must_use]
+pub fn sensor_binary() -> PathBuf {
+    built("stillgate-sensor", "STILLGATE_SENSOR_BIN")
+}
+
+fn built(name: &str, variable: &str) -> PathBuf {
+    if let Some(path) = std::env::var_os(variable) {
         return PathBuf::from(path);
     }
     let test = std::env::current_exe().expect("the test's own path");
     let profile = test.parent().and_then(Path::parent).expect("target/PROFILE/deps/test");
-    let binary = profile.join("stillgate");
-    assert!(binary.is_file(), "{} is not there: cargo build -p stillgate", binary.display());
+    let binary = profile.join(name);
+    assert!(binary.is_file(), "{} is not there: cargo build -p {name}", binary.display());
     binary
 }
 

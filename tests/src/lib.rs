@@ -14,13 +14,16 @@ mod gateway;
 pub mod hello;
 pub mod http1;
 pub mod http2;
+pub mod netns;
 mod provider;
 pub mod redis;
 pub mod streams;
 pub mod upstream;
 
 pub use authority::{Authority, Identity};
-pub use gateway::{ADMIN_TOKEN, Gateway, GatewayBuilder, binary, free_port, may_mount};
+pub use gateway::{
+    ADMIN_TOKEN, Gateway, GatewayBuilder, binary, free_port, may_mount, sensor_binary,
+};
 pub use provider::{Provider, Received};
 pub use upstream::RawUpstream;
 
