@@ -10,7 +10,16 @@
 //! Only `hooks` talks to the kernel and needs a capability; everything to the right of it is a function
 //! of bytes and times.
 
+mod aging;
+pub mod classify;
+pub mod dns;
 pub mod event;
+pub mod hello;
 pub mod hooks;
+pub mod named;
 pub mod netlink;
+pub mod quic;
+pub mod resolvers;
 pub mod sighting;
+pub mod stream;
+pub mod testing;
