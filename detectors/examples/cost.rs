@@ -13,8 +13,9 @@ use detectors::policy::Policy;
 use detectors::seen::{Learnt, Seen};
 use detectors::text::fold;
 use detectors::{
-    AccountId, Answer, Conversation, Event, Format, HeaderField, HttpCapture, HttpVersion, Network,
-    Observation, Role, Sampling, Text, TlsCapture, Turn, Usage,
+    AccountId, Answer, Conversation, DnsContact, DnsLookup, DnsTransport, Event, Format,
+    HeaderField, HttpCapture, HttpVersion, Network, Observation, Role, Sampling, Text, TlsCapture,
+    Turn, Usage,
 };
 
 /// More than readings are kept of, so that each text is read anew.
@@ -43,8 +44,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     });
     let events: Vec<Event> =
         observations.iter().map(|one| Event::Exchange(Box::new(one.clone()))).collect();
-    let mut engine = Engine::new(Arc::new(Policy::default()), facts, [1; 16]);
+    let mut engine = Engine::new(Arc::new(Policy::default()), Arc::clone(&facts), [1; 16]);
     print("an exchange with its judgements", &mut |at| {
+        std::hint::black_box(engine.observe(&events[at]));
+    });
+    let mut engine = Engine::new(Arc::new(Policy::default()), Arc::clone(&facts), [1; 16]);
+    sensed(&mut engine);
+    print("the same where sensors tell much", &mut |at| {
         std::hint::black_box(engine.observe(&events[at]));
     });
     let ids: Vec<AccountId> = engine.accounts().iter().map(|account| account.id.clone()).collect();
@@ -52,6 +58,30 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         std::hint::black_box(engine.judge_now(&ids[at % ids.len()], 1_800_000_000_000));
     });
     Ok(())
+}
+
+/// Twenty hosts behind each address, with encrypted DNS and a few unnamed addresses, on three days.
+fn sensed(engine: &mut Engine) {
+    for number in 0..40 * 20 * 3 * 5_u64 {
+        let at_ms = 1_790_000_000_000 - (number / 4_000) * 86_400_000;
+        let ip = IpAddr::from([198, 51, 100, (number % 40) as u8]);
+        let host = Some((number / 40 % 20).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let server = IpAddr::from([203, 0, 113, (number / 800 % 5) as u8]);
+        let (client, transport) = (Some(true), DnsTransport::Doh);
+        let (provider, name) = (None, None);
+        engine.observe(&Event::Dns(DnsLookup {
+            at_ms,
+            ip,
+            host,
+            client,
+            transport,
+            server,
+            provider,
+            name,
+        }));
+        let (destination, port) = (server, 443);
+        engine.observe(&Event::Contact(DnsContact { at_ms, ip, host, client, destination, port }));
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "this measures time")]

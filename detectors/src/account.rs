@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::dns::AccountDns;
 use crate::event::Profile;
 use crate::finding::ramp;
 use crate::indicator::Hit;
@@ -183,8 +184,8 @@ pub struct Memory {
     pub shapes: Latest<Mark, 4>,
     /// Software with settings.
     pub rigs: Latest<Mark, 4>,
-    /// Encrypted resolvers.
-    pub resolvers: Latest<Mark, 2>,
+    /// What sensors tell of its addresses.
+    pub dns: AccountDns,
     /// Exchanges by kind of network.
     pub networks: Histogram<5>,
     /// Exchanges whose prompt could be read.
@@ -229,8 +230,8 @@ impl Memory {
         for (hit, _) in &seen.hits {
             self.hits.add(hit);
         }
-        if let Some(resolver) = seen.resolver {
-            self.resolvers.add(&mark(resolver));
+        if let Some(dns) = &seen.dns {
+            self.dns.note(dns, at_s);
         }
         if let Some(system) = seen.system {
             self.systems.add(&mark(system));
@@ -321,7 +322,7 @@ impl Memory {
             + self.systems.heap_bytes()
             + self.recent.heap_bytes()
             + self.slots.heap_bytes()
-            + self.resolvers.heap_bytes()
+            + self.dns.heap_bytes()
             + self.hits.heap_bytes()
     }
 
@@ -405,7 +406,7 @@ merge_fields!(Memory {
     systems,
     shapes,
     rigs,
-    resolvers,
+    dns,
     networks,
     prompted,
     history,

@@ -4,6 +4,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::account;
+use crate::dns::Resolution;
 use crate::finding::Finding;
 use crate::indicator::Listed;
 use crate::pivot::Family;
@@ -69,6 +70,8 @@ pub struct Context<'a> {
     pub listed: &'a Listed,
     /// Names of those peers.
     pub learnt: &'a Learnt,
+    /// What sensors tell of its addresses.
+    pub dns: &'a Resolution,
     /// Whether findings carry their evidence.
     pub explain: bool,
 }

@@ -6,6 +6,7 @@
 
 mod fleet;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -13,7 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::account::{self, Known, Recent};
 use crate::detector::{Context, Pace};
-use crate::event::{Declared, DnsLookup, EnforcementAction, Event, Profile};
+use crate::dns::{AddressDns, Resolution, Sighting};
+use crate::event::{Declared, DnsContact, DnsLookup, EnforcementAction, Event, Profile};
 use crate::facts::Facts;
 use crate::fusion;
 use crate::indicator;
@@ -23,7 +25,7 @@ use crate::observation::{AccountId, Observation};
 use crate::pivot::{self, Family, Generations, Pivots};
 use crate::policy::Policy;
 use crate::seen::{self, Answered, Arrived, Learnt, Pending, Seen};
-use crate::sketch::{Mark, Merge};
+use crate::sketch::Merge;
 use crate::snapshot::{self, Snapshot, WrongVersion};
 use crate::tier::{Held, Tier};
 use crate::ties::{self, Edge, Kind, Muted, Neighbour, Ties};
@@ -36,8 +38,6 @@ use fleet::{Changes, Own};
 const REJUDGED_MS: u64 = 3_600_000;
 /// Releases that are remembered.
 const RELEASES_MAX: usize = 64;
-/// A lookup speaks for exchanges from its address so many seconds after.
-const LOOKUP_S: u32 = 86_400;
 /// Ties at least this likely have the other side judged again.
 const FIRM: f64 = 0.5;
 /// Ties at least this likely hand on a cluster.
@@ -136,7 +136,8 @@ pub struct Engine {
     muted: Muted,
     accounts: Generations<Box<Account>>,
     pivots: Pivots,
-    resolvers: Generations<Mark>,
+    /// What sensors told of addresses.
+    dns: Generations<AddressDns>,
     releases: Vec<(u64, u64)>,
     /// The accounts of each cluster, by their keys: found again from the accounts, so not saved.
     clusters: HashMap<u64, Vec<u64>, KeyedState>,
@@ -159,7 +160,7 @@ impl Engine {
             muted: muted(&policy),
             accounts: Generations::new(policy.memory.accounts_max),
             pivots: Pivots::new(policy.memory.pivots_max),
-            resolvers: Generations::new(policy.memory.accounts_max),
+            dns: Generations::new(policy.memory.accounts_max),
             releases: Vec::new(),
             clusters: HashMap::default(),
             changes: Changes::default(),
@@ -180,7 +181,7 @@ impl Engine {
     /// would hold that exchange up.
     pub fn make_room(&mut self) {
         self.accounts.make_room();
-        self.resolvers.make_room();
+        self.dns.make_room();
         self.pivots.make_room();
     }
 
@@ -210,7 +211,7 @@ impl Engine {
             Event::Profile(profile) => self.profile(profile),
             Event::Organisation(declared) => self.declared(declared),
             Event::Dns(lookup) => self.lookup(lookup),
-            Event::Contact(_) => {}
+            Event::Contact(contact) => self.contact(contact),
             Event::ModelRelease(release) => {
                 let model = keyed::hash(&self.key, release.model.as_bytes());
                 self.release((release.at_ms, model));
@@ -265,18 +266,21 @@ impl Engine {
         self.accounts.get(self.account_key(id)).map(|held| &**held)
     }
 
-    /// Accounts and shared values that were let go to keep the bounds.
+    /// Accounts that were let go to keep the bounds, and shared values and addresses of which sensors
+    /// told.
     #[must_use]
     pub fn evicted(&self) -> (u64, u64) {
-        (self.accounts.evicted(), self.pivots.evicted())
+        (self.accounts.evicted(), self.pivots.evicted() + self.dns.evicted())
     }
 
-    /// Bytes held: accounts, shared values.
+    /// Bytes held: accounts; shared values and what sensors told of addresses.
     #[must_use]
     pub fn memory_bytes(&self) -> (usize, usize) {
         let of = |account: &Account| size_of::<Account>() + 48 + account.heap_bytes();
         let accounts = self.accounts.iter().map(|(_, account)| of(account)).sum::<usize>();
-        (accounts + self.accounts.table_bytes(), self.pivots.memory_bytes())
+        let told = self.dns.iter().map(|(_, told)| told.heap_bytes()).sum::<usize>();
+        let shared = self.pivots.memory_bytes() + self.dns.table_bytes() + told;
+        (accounts + self.accounts.table_bytes(), shared)
     }
 
     /// Takes in what another engine has seen under the same key. Tiers follow with the next
@@ -290,11 +294,10 @@ impl Engine {
             self.join(key, (**theirs).clone());
         }
         self.index_clusters();
-        for (address, theirs) in other.resolvers.iter() {
-            let mine = self.resolvers.touch(address, || *theirs);
-            if (theirs.at_s, theirs.key()) > (mine.at_s, mine.key()) {
-                *mine = *theirs;
-            }
+        let mut told: Vec<_> = other.dns.iter().collect();
+        told.sort_unstable_by_key(|(address, _)| *address);
+        for (address, theirs) in told {
+            self.dns.touch(address, AddressDns::default).merge(theirs);
         }
         other.releases.iter().for_each(|release| self.release(*release));
     }
@@ -316,14 +319,14 @@ impl Engine {
     /// What this engine remembers. What it has learnt of the server's ServerHellos it learns again.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let mut resolvers: Vec<_> =
-            self.resolvers.iter().map(|(address, mark)| (address, *mark)).collect();
-        resolvers.sort_unstable_by_key(|(address, _)| *address);
+        let mut dns: Vec<_> =
+            self.dns.iter().map(|(address, told)| (address, told.clone())).collect();
+        dns.sort_unstable_by_key(|(address, _)| *address);
         Snapshot {
             version: snapshot::VERSION,
             accounts: self.accounts().into_iter().cloned().collect(),
             pivots: self.pivots.save(),
-            resolvers,
+            dns,
             releases: self.releases.clone(),
         }
     }
@@ -343,8 +346,8 @@ impl Engine {
         for (family, value, pivot) in saved.pivots {
             self.pivots.restore(family, value, pivot);
         }
-        for (address, mark) in saved.resolvers {
-            self.resolvers.touch(address, || mark);
+        for (address, told) in saved.dns {
+            self.dns.touch(address, AddressDns::default).merge(&told);
         }
         saved.releases.into_iter().for_each(|release| self.release(release));
         self.index_clusters();
@@ -387,14 +390,42 @@ impl Engine {
     }
 
     fn lookup(&mut self, lookup: &DnsLookup) {
-        if !lookup.transport.is_encrypted() {
-            return;
-        }
-        let address = seen::address(lookup.ip, &self.key);
-        let resolver = seen::address(lookup.server, &self.key);
-        let at_s = u32::try_from(lookup.at_ms / 1000).unwrap_or(u32::MAX);
-        let mark = Mark::new(resolver, at_s);
-        *self.resolvers.touch(address, || mark) = mark;
+        let &DnsLookup { at_ms, ip, host, client, transport, server, .. } = lookup;
+        let sighting = match (&lookup.provider, transport.is_encrypted()) {
+            (_, false) => Sighting::Plain,
+            (None, true) => {
+                Sighting::Encrypted { transport, resolver: seen::address(server, &self.key) }
+            }
+            (Some(name), true) => {
+                // A provider is one, whatever its addresses.
+                let resolver = keyed::hash_parts(&self.key, &[b"provider", name.as_bytes()]);
+                self.learnt.learn_provider(resolver, name);
+                Sighting::Encrypted { transport, resolver }
+            }
+        };
+        self.sighted(at_ms, ip, host, client, sighting);
+    }
+
+    fn contact(&mut self, contact: &DnsContact) {
+        // An address is one, whatever its ports.
+        let &DnsContact { at_ms, ip, host, client, destination, .. } = contact;
+        let destination = seen::address(destination, &self.key);
+        self.sighted(at_ms, ip, host, client, Sighting::Unnamed { destination });
+    }
+
+    fn sighted(
+        &mut self,
+        at_ms: u64,
+        ip: IpAddr,
+        host: Option<u64>,
+        client: Option<bool>,
+        sighting: Sighting,
+    ) {
+        let address = seen::address(ip, &self.key);
+        let at_s = u32::try_from(at_ms / 1000).unwrap_or(u32::MAX);
+        let sighting = if client == Some(false) { Sighting::Bystander } else { sighting };
+        let told = self.dns.touch(address, AddressDns::default);
+        told.add(host.unwrap_or(address), at_s, sighting);
     }
 
     /// Takes in a request that has just arrived: everything but its prompt's meaning and its answer,
@@ -458,9 +489,7 @@ impl Engine {
     /// Remembers what a request shows; returns it completed, and whether its account is due.
     fn note(&mut self, key: u64, id: &AccountId, mut seen: Seen) -> (Seen, bool) {
         let at_s = seen.at_s();
-        let lookup = self.resolvers.get(seen.address);
-        let recent = lookup.filter(|mark| at_s.saturating_sub(mark.at_s) <= LOOKUP_S);
-        seen.resolver = recent.map(Mark::key);
+        seen.dns = self.dns.get(seen.address).and_then(|told| told.seen(seen.address, at_s));
         for (at_ms, model) in &self.releases {
             let hours = seen.at_ms.saturating_sub(*at_ms) as f32 / 3_600_000.0;
             if hours < 24.0 && seen.at_ms >= *at_ms {
@@ -492,13 +521,17 @@ impl Engine {
             (Family::System, seen.system),
             (Family::Frame, some(seen.frames[0])),
             (Family::Frame, some(seen.frames[1])),
-            (Family::Resolver, seen.resolver),
         ];
         let listed = seen.hits.iter().map(|(hit, _)| (Family::Listed, hit.shared_value()));
         for (family, value) in shared.into_iter().chain(listed) {
             if let Some(value) = value {
                 self.pivots.add(family, value, key, customer, at_s);
             }
+        }
+        if let Some(dns) = &seen.dns {
+            dns.shared_values(|family, value| {
+                self.pivots.add(family, value, key, customer, at_s);
+            });
         }
         self.mark(key);
         (seen, due)
@@ -523,6 +556,7 @@ impl Engine {
         let card = account.memory.known.payment;
         let card = card.and_then(|payment| self.pivots.crowd(Family::Payment, payment));
         let listed = indicator::listed(&account.memory, &self.pivots, self.customers(), now_ms);
+        let dns = Resolution::of(&account.memory, &self.pivots);
         let context = Context {
             now_ms,
             account: &account.memory,
@@ -530,6 +564,7 @@ impl Engine {
             card_accounts: card.map_or(1.0, |crowd| crowd.accounts.count()),
             listed: &listed,
             learnt: &self.learnt,
+            dns: &dns,
             explain,
         };
         let findings = account.memories.judge(&context, |name| self.policy.enabled(name));

@@ -36,6 +36,7 @@ pub use observation::{
 pub mod account;
 pub mod detect;
 pub mod detector;
+pub mod dns;
 pub mod engine;
 pub mod facts;
 pub mod finding;

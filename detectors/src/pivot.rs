@@ -41,15 +41,17 @@ pub enum Family {
     Rig,
     /// Second of arrival with model and sampling settings (T-DIST-002c).
     Second,
-    /// Encrypted resolver (T-DIST-006).
+    /// Encrypted resolver, by its provider where that is known (T-DIST-006).
     Resolver,
+    /// Address that was contacted though no plain DNS answer had named it (T-DIST-006).
+    Unnamed,
     /// Fingerprint or token that a peer listed.
     Listed,
 }
 
 impl Family {
     /// Every family.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Payment,
         Self::BinBirth,
         Self::Address,
@@ -61,6 +63,7 @@ impl Family {
         Self::Rig,
         Self::Second,
         Self::Resolver,
+        Self::Unnamed,
         Self::Listed,
     ];
 
@@ -79,6 +82,7 @@ impl Family {
             Self::Rig => "software and settings",
             Self::Second => "second of arrival",
             Self::Resolver => "resolver",
+            Self::Unnamed => "unnamed address",
             Self::Listed => "listed by a peer",
         }
     }
@@ -94,11 +98,11 @@ pub fn shared_values(memory: &Memory, mut each: impl FnMut(Family, u64, u32)) {
         (Family::System, memory.systems.iter()),
         (Family::Shape, memory.shapes.iter()),
         (Family::Rig, memory.rigs.iter()),
-        (Family::Resolver, memory.resolvers.iter()),
     ];
     for (family, marks) in marks {
         marks.for_each(|mark| each(family, mark.key(), mark.at_s));
     }
+    memory.dns.shared_values(&mut each);
     for hit in memory.hits.iter() {
         hit.shared_value().into_iter().for_each(|value| each(Family::Listed, value, hit.at_s()));
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::client::{ClientReading, ContradictionKind, FamilySet, Ja3sBaseline, PermutationWatch};
 use crate::conversation::{Answer, Conversation, Finish, Role};
+use crate::dns::DnsSeen;
 use crate::facts::Facts;
 use crate::indicator::{self, Hit};
 use crate::keyed::{self, Key};
@@ -24,6 +25,8 @@ const FRAME_BYTES_MAX: usize = 1_024;
 const READINGS: usize = 4_096;
 /// Peers whose names are known.
 const PEERS_MAX: usize = 64;
+/// Providers of resolvers whose names are known.
+const PROVIDERS_MAX: usize = 256;
 /// How much of a system prompt stands for it, in bytes: what a product fills in comes later.
 const SYSTEM_BYTES: usize = 256;
 /// Words of an opening.
@@ -74,8 +77,8 @@ pub struct Seen {
     pub max_tokens: Option<u64>,
     /// Answers asked for at once.
     pub samples: u32,
-    /// The encrypted resolver that the address uses.
-    pub resolver: Option<u64>,
+    /// What sensors tell of the address; `None` where they tell nothing of it.
+    pub dns: Option<DnsSeen>,
     /// Hours since the model that was asked was released, where it was lately.
     pub released_h: Option<f32>,
     /// Whether any model was released within the last 24 hours.
@@ -302,6 +305,9 @@ pub struct Learnt {
     pub readings: Readings,
     /// Names of the peers whose indicators were seen, by their hashes, the latest known last.
     peers: Vec<(u32, Arc<str>)>,
+    /// Names of the providers of resolvers that sensors have told of, by their hashes, the latest
+    /// known last.
+    providers: Vec<(u64, Arc<str>)>,
 }
 
 impl Learnt {
@@ -312,6 +318,19 @@ impl Learnt {
                 self.peers.push((hit.source(), Arc::clone(name)));
             }
         }
+    }
+
+    pub(crate) fn learn_provider(&mut self, hash: u64, name: &Arc<str>) {
+        if self.provider(hash).is_none() {
+            self.providers.drain(..(self.providers.len() + 1).saturating_sub(PROVIDERS_MAX));
+            self.providers.push((hash, Arc::clone(name)));
+        }
+    }
+
+    /// A provider's name by its hash, where a sensor told of it since the start.
+    #[must_use]
+    pub fn provider(&self, hash: u64) -> Option<&str> {
+        self.providers.iter().find(|(known, _)| *known == hash).map(|(_, name)| &**name)
     }
 
     /// A peer's name by its hash, where one of its indicators was seen since the start.
@@ -381,7 +400,7 @@ impl Seen {
             readable: conversation.turns.iter().any(|turn| turn.role == Role::User),
             max_tokens: sampling.max_tokens,
             samples: sampling.n.unwrap_or(1).max(1),
-            resolver: None,
+            dns: None,
             released_h: None,
             any_release: false,
             foreign_marks: observation.foreign_marks,

@@ -398,6 +398,12 @@ impl<const N: usize> Distinct<N> {
         self.0.insert(place, value);
     }
 
+    /// The hashes that it holds, from the smallest.
+    #[must_use]
+    pub fn hashes(&self) -> &[u32] {
+        &self.0
+    }
+
     /// How many different ones.
     #[must_use]
     pub fn count(&self) -> f64 {

@@ -7,14 +7,14 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::dns::AddressDns;
 use crate::engine::{Account, Contribution};
 use crate::pivot::{Family, Pivot};
-use crate::sketch::Mark;
 
 /// Version of the form below. It changes with every change to what is remembered.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 /// Longest encoded account or contribution that is read, in bytes. The longest that is written has
-/// about 6,000 and its account's pseudonym.
+/// less than half, and its account's pseudonym.
 pub const ENCODED_BYTES_MAX: usize = 16_384;
 
 /// What an engine remembers.
@@ -26,8 +26,8 @@ pub struct Snapshot {
     pub accounts: Vec<Account>,
     /// Shared values, in the order of family and value.
     pub pivots: Vec<(Family, u64, Pivot)>,
-    /// Encrypted resolvers by the hash of the address that used them.
-    pub resolvers: Vec<(u64, Mark)>,
+    /// What sensors told of addresses, by their hashes.
+    pub dns: Vec<(u64, AddressDns)>,
     /// Releases: unix milliseconds and the model's hash.
     pub releases: Vec<(u64, u64)>,
 }

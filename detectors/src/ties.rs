@@ -9,6 +9,7 @@
 use hashbrown::HashMap;
 
 use crate::account::{Memory, Recent};
+use crate::dns;
 use crate::finding::ramp;
 use crate::keyed::KeyedState;
 use crate::pivot::{Family, Pivots};
@@ -52,11 +53,13 @@ pub enum Kind {
     Birth,
     /// An encrypted resolver that few use.
     Resolver,
+    /// A contacted address that no plain DNS answer had named, and that few contact.
+    Unnamed,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Place,
         Self::Task,
         Self::Software,
@@ -65,6 +68,7 @@ impl Kind {
         Self::Together,
         Self::Birth,
         Self::Resolver,
+        Self::Unnamed,
     ];
 
     /// Its name in evidence.
@@ -79,6 +83,7 @@ impl Kind {
             Self::Together => "same question within minutes",
             Self::Birth => "card prefix and birth",
             Self::Resolver => "encrypted resolver",
+            Self::Unnamed => "address outside plain DNS",
         }
     }
 }
@@ -190,6 +195,12 @@ pub fn ties<'a>(
         // Whoever tries many settings meets somebody's by chance.
         let settings = memory.rigs.len().max(other.memory.rigs.len()) as f64;
         evidence.nats[Family::Rig as usize] -= settings.max(1.0).ln();
+        for family in [Family::Resolver, Family::Unnamed] {
+            if evidence.shared[family as usize] > 0 {
+                let nats = dns::in_common(family, memory, other.memory, pivots);
+                evidence.nats[family as usize] = nats.min(NATS_MAX);
+            }
+        }
         let (kinds, nats) = weigh(&evidence, memory);
         let independent = independent(&kinds);
         let weight = 1.0 / (1.0 + ((EVEN_NATS - nats) / SURER_NATS).exp());
@@ -241,7 +252,7 @@ fn independent(kinds: &[f32; Kind::ALL.len()]) -> usize {
         &[Kind::Software],
         &[Kind::Preambles],
         &[Kind::Time],
-        &[Kind::Birth, Kind::Resolver],
+        &[Kind::Birth, Kind::Resolver, Kind::Unnamed],
     ];
     groups.iter().filter(|group| group.iter().any(|kind| speaks(*kind))).count()
 }
@@ -271,6 +282,10 @@ fn weigh(evidence: &Evidence, memory: &Memory) -> ([f32; Kind::ALL.len()], f64) 
     // and must not be counted a second time as software.
     let software =
         if several > 0.0 { software } else { software.max(of(Family::System, 0.4, 0.4)) };
+    // How a host resolves names comes with its place, so behind one address it is no further
+    // evidence; and its resolver and what it then contacts are one.
+    let [resolver, unnamed] = [Family::Resolver, Family::Unnamed]
+        .map(|family| if place > 0.0 { 0.0 } else { of(family, 0.3, 0.3) });
     let kinds = [
         place,
         task,
@@ -279,8 +294,8 @@ fn weigh(evidence: &Evidence, memory: &Memory) -> ([f32; Kind::ALL.len()], f64) 
         of(Family::Second, 0.5, 2.4),
         evidence.together.min(6.0),
         of(Family::BinBirth, 0.4, 0.5),
-        // An address has one resolver, so behind one address it is no further evidence.
-        if place > 0.0 { 0.0 } else { of(Family::Resolver, 0.3, 0.3) },
+        if resolver >= unnamed { resolver } else { 0.0 },
+        if resolver >= unnamed { 0.0 } else { unnamed },
     ];
     (kinds.map(|nats| nats as f32), kinds.iter().sum())
 }
@@ -294,7 +309,7 @@ fn candidates(
     customers: f64,
 ) -> HashMap<u64, Evidence, KeyedState> {
     let mut found: HashMap<u64, Evidence, KeyedState> = HashMap::default();
-    let mut join = |family: Family, value: u64, at_s: Option<u32>| {
+    let mut join_among = |customers: f64, family: Family, value: u64, at_s: Option<u32>| {
         let place = family as usize;
         if muted[place] {
             return;
@@ -318,12 +333,17 @@ fn candidates(
             }
         }
     };
+    // Rare among whom sensors see, not among everybody.
+    for family in [Family::Resolver, Family::Unnamed] {
+        let covered = dns::covered(family, pivots);
+        memory.dns.values(family).for_each(|value| join_among(covered, family, value, None));
+    }
+    let mut join = |family, value, at_s| join_among(customers, family, value, at_s);
     memory.addresses.iter().for_each(|mark| join(Family::Address, mark.key(), None));
     memory.subnets.iter().for_each(|mark| join(Family::Subnet, mark.key(), None));
     memory.systems.iter().for_each(|mark| join(Family::System, mark.key(), None));
     memory.shapes.iter().for_each(|mark| join(Family::Shape, mark.key(), None));
     memory.rigs.iter().for_each(|mark| join(Family::Rig, mark.key(), None));
-    memory.resolvers.iter().for_each(|mark| join(Family::Resolver, mark.key(), None));
     for (frame, _) in memory.templates() {
         join(Family::Frame, u64::from(frame), None);
     }

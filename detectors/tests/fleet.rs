@@ -30,6 +30,7 @@ static EVENTS: LazyLock<Vec<Event>> = LazyLock::new(|| {
         "university_class",
         "burst",
         "hydra",
+        "coordination",
         "rare_resolver",
         "second_wave",
     ];

@@ -15,6 +15,7 @@ use detectors::list::LIST;
 use detectors::policy::Policy;
 use detectors::seen::{Answered, Arrived, Pending};
 use detectors::tier::Tier;
+use detectors::ties::Kind;
 use detectors::{AccountId, Conversation, Event};
 
 /// Which corpus is judged.
@@ -46,6 +47,7 @@ const SPEAKS: &[(&str, &str)] = &[
     ("refusal_probe", "probing"),
     ("sequence_model", "probing"),
     ("dns_transport", "rare_resolver"),
+    ("dns_transport", "coordination"),
 ];
 /// Least score that counts as speaking.
 const SPOKEN: f64 = 0.2;
@@ -181,6 +183,59 @@ fn honest_people_are_left_alone() {
     assert_eq!(benign(Tier::High), 0, "at high or above");
     assert!(benign(Tier::Medium) <= 1, "{} at medium", benign(Tier::Medium));
     assert!(benign(Tier::Low) * 100 <= benign(Tier::None), "{} at low", benign(Tier::Low));
+}
+
+/// Encrypted DNS is normal: where everybody uses one resolver, behind a large NAT, at home.
+#[test]
+fn encrypted_dns_of_honest_networks_raises_and_ties_nobody() {
+    for population in ["covered_isp", "office_nat", "home_router"] {
+        let accounts = JUDGED.corpus.labels.iter();
+        let accounts = accounts.filter(|(_, label)| **label == Label::Benign(population));
+        let mut shown = 0;
+        for (id, _) in accounts {
+            let account = JUDGED.engine.account(id).expect("it has asked");
+            assert_eq!(account.peak.1, Tier::None, "{population} {id}");
+            for tie in JUDGED.engine.explain_ties(id) {
+                let of_dns = |(kind, nats): &&(&str, f64)| {
+                    [Kind::Resolver, Kind::Unnamed].iter().any(|dns| dns.name() == *kind)
+                        && *nats >= 0.3
+                };
+                assert_eq!(tie.evidence.iter().find(of_dns), None, "{population} {id}");
+            }
+            let parts = &JUDGED.last[id].contributions;
+            let dns = parts.iter().find(|part| part.finding.detector == "dns_transport");
+            let dns = &dns.expect("it is on").finding;
+            assert!(dns.score() <= 0.05, "{population} {id}: {dns:?}");
+            shown += usize::from(dns.evidence.is_some());
+        }
+        println!("{population}: {shown} show their encrypted DNS");
+        assert!(shown > 5, "{population}: {shown}");
+    }
+}
+
+#[test]
+fn dns_evidence_is_written_for_a_person() {
+    let mut campaign = JUDGED.corpus.labels.iter();
+    let (id, _) = campaign
+        .find(|(_, label)| **label == Label::Campaign("coordination"))
+        .expect("the corpus has it");
+    let parts = &JUDGED.last[id].contributions;
+    let dns = parts.iter().find(|part| part.finding.detector == "dns_transport");
+    let evidence = dns.and_then(|part| part.finding.evidence.as_deref()).expect("it speaks");
+    println!("{evidence}");
+    for told in [
+        "24 of 24 exchanges from addresses that use encrypted DNS (DNS over HTTPS)",
+        "at the latest 1 of 1 client hosts, 1 customers",
+        "resolver everybodys, used by ",
+        "in common with others 2 contacted addresses that no plain DNS answer had named",
+        "a rare one of these in common with ",
+    ] {
+        assert!(evidence.contains(told), "{told}: {evidence}");
+    }
+    let ties = JUDGED.engine.explain_ties(id);
+    let unnamed =
+        |kinds: &[(&str, f64)]| kinds.iter().any(|(kind, _)| *kind == Kind::Unnamed.name());
+    assert!(ties.iter().any(|tie| unnamed(&tie.evidence)), "{ties:?}");
 }
 
 #[test]

@@ -11,10 +11,12 @@ use std::sync::{Arc, LazyLock};
 use corpus::{END_MS, Label};
 use detectors::account;
 use detectors::detector::Pace;
+use detectors::dns::{DnsSeen, Transports};
 use detectors::engine::{AccountRow, Contribution, Decision, Engine};
 use detectors::facts::Facts;
 use detectors::indicator::Hit;
 use detectors::list::{LIST, Memories};
+use detectors::pivot::Family as PivotFamily;
 use detectors::policy::Policy;
 use detectors::seen::{Answered, ClientSeen, Seen, TextSeen};
 use detectors::sketch::Merge;
@@ -22,10 +24,10 @@ use detectors::snapshot::{ENCODED_BYTES_MAX, RowError, Snapshot, VERSION, WrongV
 use detectors::text::FAMILIES;
 use detectors::tier::{Held, Tier};
 use detectors::{
-    AccountId, Answer, Conversation, DnsLookup, DnsTransport, Enforcement, EnforcementAction,
-    Event, FamilySet, Finish, Format, HeaderField, Http2Capture, HttpCapture, HttpVersion,
-    IndicatorHit, IndicatorKind, ModelRelease, Network, NetworkKind, Observation, OrganisationId,
-    Profile, Role, Sampling, Text, TlsCapture, Turn, Usage,
+    AccountId, Answer, Conversation, DnsContact, DnsLookup, DnsTransport, Enforcement,
+    EnforcementAction, Event, FamilySet, Finish, Format, HeaderField, Http2Capture, HttpCapture,
+    HttpVersion, IndicatorHit, IndicatorKind, ModelRelease, Network, NetworkKind, Observation,
+    OrganisationId, Profile, Role, Sampling, Text, TlsCapture, Turn, Usage,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -47,6 +49,7 @@ static EVENTS: LazyLock<Vec<Event>> = LazyLock::new(|| {
         "burst",
         "hydra",
         "preambles",
+        "coordination",
         "rare_resolver",
         "second_wave",
         "template",
@@ -63,6 +66,15 @@ static EVENTS: LazyLock<Vec<Event>> = LazyLock::new(|| {
         Event::Dns(_) | Event::Contact(_) | Event::ModelRelease(_) => true,
     };
     corpus.events.iter().filter(|event| keep(event)).cloned().collect()
+});
+
+/// Addresses that exchanges of the corpus come from.
+static HOMES: LazyLock<Vec<IpAddr>> = LazyLock::new(|| {
+    let ips = EVENTS.iter().filter_map(|event| match event {
+        Event::Exchange(observation) => Some(observation.ip),
+        _ => None,
+    });
+    ips.step_by(50).collect()
 });
 
 fn engine(policy: Policy) -> Engine {
@@ -255,6 +267,19 @@ fn memory_stays_within_its_bounds() {
                 provider: None,
                 name: None,
             }));
+        }
+        if number % 4 == 0 {
+            // A NAT with many hosts that contact much.
+            for contact in 0..60u32 {
+                engine.observe(&Event::Contact(DnsContact {
+                    at_ms: at_ms + u64::from(contact % 3) * corpus::DAY,
+                    ip,
+                    host: Some(u64::from(contact % 20).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+                    client: None,
+                    destination: IpAddr::from((number * 64 + contact).to_be_bytes()),
+                    port: 443,
+                }));
+            }
         }
         engine.observe(&Event::Exchange(Box::new(observation.clone())));
         if number % 500 == 0 {
@@ -572,6 +597,42 @@ fn observation(most_ms: u64) -> impl Strategy<Value = Observation> {
     )
 }
 
+/// What sensors tell, of hosts behind few addresses or many.
+fn dns_event(at_ms: BoxedStrategy<u64>, ip: BoxedStrategy<IpAddr>) -> impl Strategy<Value = Event> {
+    let transport = prop_oneof![
+        Just(DnsTransport::Udp),
+        Just(DnsTransport::Dot),
+        Just(DnsTransport::Doq),
+        Just(DnsTransport::Doh)
+    ];
+    let host = proptest::option::of(prop_oneof![0u64..40, any::<u64>()]);
+    let client = proptest::option::weighted(0.3, any::<bool>());
+    let provider =
+        proptest::option::of(prop_oneof![Just("cloudflare".to_owned()), "[a-d]", any::<String>()]);
+    let server = prop_oneof![(0u8..6).prop_map(|last| IpAddr::from([9, 9, 9, last])), address()];
+    (at_ms, ip, host, client, server, proptest::option::weighted(0.6, (transport, provider)))
+        .prop_map(|(at_ms, ip, host, client, server, lookup)| match lookup {
+            Some((transport, provider)) => Event::Dns(DnsLookup {
+                at_ms,
+                ip,
+                host,
+                client,
+                transport,
+                server,
+                provider: provider.map(Into::into),
+                name: None,
+            }),
+            None => Event::Contact(DnsContact {
+                at_ms,
+                ip,
+                host,
+                client,
+                destination: server,
+                port: 443,
+            }),
+        })
+}
+
 fn event(most_ms: u64) -> impl Strategy<Value = Event> {
     let profile = (
         time(most_ms),
@@ -592,18 +653,7 @@ fn event(most_ms: u64) -> impl Strategy<Value = Event> {
             verified: false,
         })
     });
-    let lookup = (time(most_ms), address(), address()).prop_map(|(at_ms, ip, server)| {
-        Event::Dns(DnsLookup {
-            at_ms,
-            ip,
-            host: None,
-            client: None,
-            transport: DnsTransport::Doq,
-            server,
-            provider: None,
-            name: None,
-        })
-    });
+    let dns = dns_event(time(most_ms).boxed(), address().boxed());
     let release = (time(most_ms), text()).prop_map(|(at_ms, model)| {
         Event::ModelRelease(ModelRelease { at_ms, model: model.into() })
     });
@@ -613,10 +663,51 @@ fn event(most_ms: u64) -> impl Strategy<Value = Event> {
     prop_oneof![
         8 => observation(most_ms).prop_map(|observation| Event::Exchange(Box::new(observation))),
         2 => profile,
-        1 => lookup,
+        3 => dns,
         1 => release,
         1 => suspended,
     ]
+}
+
+/// People who have nothing in common, each at a place of their own or behind one of a few NATs, and
+/// who ask now and then.
+fn strangers() -> impl Strategy<Value = Vec<(u8, u64)>> {
+    let first = corpus::BEGIN_MS;
+    proptest::collection::vec((0u8..12, first..first + 5 * corpus::DAY), 1..30)
+}
+
+/// What sensors tell of the places of [`strangers`].
+fn told_of_strangers() -> impl Strategy<Value = Vec<Event>> {
+    let first = corpus::BEGIN_MS;
+    let at_ms = (first..first + 5 * corpus::DAY).boxed();
+    let place = (0u8..14).prop_map(place).boxed();
+    proptest::collection::vec(dns_event(at_ms, place), 0..120)
+}
+
+fn place(number: u8) -> IpAddr {
+    IpAddr::from([10, number, number, 1])
+}
+
+/// Exchanges of strangers: everything that could tie them but their places and their DNS is another
+/// one each time.
+fn exchanges_of_strangers(asked: &[(u8, u64)]) -> Vec<Event> {
+    let Event::Exchange(like) = exchange_of("a") else { return Vec::new() };
+    let exchange = |(number, (who, at_ms)): (usize, &(u8, u64))| {
+        let unlike = name(number as u32 * 7919 + 1_000_000);
+        let mut observation = (*like).clone();
+        observation.id = format!("r{number}");
+        observation.at_ms = *at_ms;
+        observation.account = Some(AccountId::new(format!("stranger-{who}")));
+        observation.ip = place(if *who < 8 { *who } else { 8 + who % 2 });
+        observation.indicators = Vec::new();
+        observation.conversation = Conversation {
+            model: Some(format!("model of {}", name(u32::from(*who) + 10))),
+            turns: vec![turn(Role::User, format!("{unlike} went to {unlike} and said {unlike}?"))],
+            ..Conversation::default()
+        };
+        Event::Exchange(Box::new(observation))
+    };
+    asked.iter().enumerate().map(exchange).collect()
 }
 
 fn assert_sound(events: &[Event], now_ms: u64) {
@@ -721,7 +812,18 @@ fn seen(frames: u64) -> impl Strategy<Value = Seen> {
                     .map(|key| key.map_or(0, |key| (key % frames) as u32 + 1)),
                 settings: keys[8] as u32,
                 system: maybe(7),
-                resolver: maybe(9),
+                dns: maybe(9).map(|key| DnsSeen {
+                    address: keys[0],
+                    hosts: 1 + (keys[1] % 4) as u16,
+                    encrypted: u16::from(flags[2]),
+                    share: 500 * (keys[2] % 3) as u16,
+                    transports: Transports::of(DnsTransport::Doh),
+                    values: vec![
+                        (PivotFamily::Resolver, key, 1_000),
+                        (PivotFamily::Unnamed, keys[4], 500),
+                        (PivotFamily::Unnamed, keys[4] + 1 + keys[5], 600),
+                    ],
+                }),
                 hits: maybe(5).map_or_else(Vec::new, |key| {
                     let kind =
                         [IndicatorKind::Address, IndicatorKind::Token][usize::from(flags[2])];
@@ -866,6 +968,60 @@ proptest! {
     }
 
     #[test]
+    fn dns_alone_stays_below_low(asked in strangers(), told in told_of_strangers()) {
+        let asked = exchanges_of_strangers(&asked);
+        let mut events = [asked.clone(), told].concat();
+        events.sort_by_key(Event::at_ms);
+        let (mut with, decisions) = self::told(Policy::default(), &events);
+        let mut asked = asked;
+        asked.sort_by_key(Event::at_ms);
+        let (mut without, _) = self::told(Policy::default(), &asked);
+        let part = |decision: &Decision| {
+            let mut parts = decision.contributions.iter();
+            let dns = parts.find(|part| part.finding.detector == "dns_transport");
+            1.0 - (-dns.map_or(0.0, |dns| dns.nats)).exp()
+        };
+        let low = Policy::default().tiers.low;
+        prop_assert!(decisions.iter().all(|decision| part(decision) < low));
+        for (with, without) in judged(&mut with).iter().zip(judged(&mut without)) {
+            // All that it adds, ties and the other detectors' confidence included.
+            let more = with.suspicion - without.suspicion;
+            prop_assert!(more < 0.01, "{more} {:?}", with.contributions);
+            prop_assert!(with.suspicion < low);
+        }
+    }
+
+    #[test]
+    fn what_sensors_tell_is_remembered_in_any_order(
+        told in proptest::collection::vec(
+            dns_event(
+                prop_oneof![corpus::BEGIN_MS..END_MS, 0..corpus::DAY * 9].boxed(),
+                (0u8..3).prop_map(place).boxed(),
+            ),
+            0..80,
+        ),
+    ) {
+        let whole = self::told(Policy::default(), &told).0.snapshot().dns;
+        let mut backwards: Vec<Event> = told.iter().rev().cloned().collect();
+        backwards.extend_from_within(..told.len() / 2);
+        prop_assert!(self::told(Policy::default(), &backwards).0.snapshot().dns == whole);
+        let [one, other, third] = [0, 1, 2].map(|part| {
+            let events: Vec<Event> = told.iter().skip(part).step_by(3).cloned().collect();
+            self::told(Policy::default(), &events).0
+        });
+        let (mut left, mut right, mut inner) = (one.clone(), third.clone(), other.clone());
+        left.merge(&other);
+        left.merge(&third);
+        inner.merge(&one);
+        right.merge(&inner);
+        prop_assert!(left.snapshot().dns == whole && right.snapshot().dns == whole);
+        let written = serde_json::to_string(&left.snapshot()).unwrap();
+        let mut again = engine(Policy::default());
+        again.restore(serde_json::from_str(&written).unwrap()).unwrap();
+        prop_assert!(again.snapshot().dns == whole);
+    }
+
+    #[test]
     fn memories_survive_being_written(seen in proptest::collection::vec(seen(12), 0..50)) {
         let (memory, memories) = remembered(&seen);
         let written = serde_json::to_string(&(&memory, &memories)).unwrap();
@@ -941,5 +1097,31 @@ proptest! {
     fn full_account_memories_are_associative(parts in parts(FRAMES + 4)) {
         let [a, b, c] = [0, 1, 2].map(|part| remembered(&parts[part]).0);
         assert_associative(&a, &b, &c)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(quick(16))]
+
+    #[test]
+    fn whatever_ties_there_are_dns_adds_less_than_low(
+        told in proptest::collection::vec(
+            dns_event(
+                (corpus::BEGIN_MS..END_MS).boxed(),
+                proptest::sample::select(&*HOMES).boxed(),
+            ),
+            0..300,
+        ),
+    ) {
+        let some = EVENTS.iter().filter(|event| !matches!(event, Event::Dns(_) | Event::Contact(_)));
+        let mut events: Vec<Event> = some.step_by(7).cloned().chain(told).collect();
+        events.sort_by_key(Event::at_ms);
+        let (mut engine, _) = self::told(Policy::default(), &events);
+        for decision in judged(&mut engine) {
+            let mut parts = decision.contributions.iter();
+            let dns = parts.find(|part| part.finding.detector == "dns_transport");
+            let alone = 1.0 - (-dns.map_or(0.0, |dns| dns.nats)).exp();
+            prop_assert!(alone < Policy::default().tiers.low, "{alone}");
+        }
     }
 }

@@ -391,8 +391,9 @@ INLINE void datagram(struct __sk_buff *skb, struct packet *packet, u8 hook) {
   }
   struct event event;
   head(&event, skb, packet, INITIAL, hook);
+  /* Local programs may hand several datagrams over as one packet (UDP GSO). */
   u32 size = packet->length;
-  emit_payload(skb, &event, packet->payload, size > 2048 ? 2048 : size);
+  emit_payload(skb, &event, packet->payload, size > CAPTURED_MAX ? CAPTURED_MAX : size);
 }
 
 /* TCP: a connection that is opened, and the beginning of what it carries to ports 53, 443 and 853. */

@@ -238,3 +238,141 @@ pub fn is_near(ip: IpAddr) -> bool {
         IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local() || ip.is_multicast(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{event, event_bytes};
+
+    /// Each field at the place that `bpf/sensor.bpf.c` writes it to.
+    #[test]
+    fn the_layout_is_read_field_by_field() {
+        let mut bytes = vec![0; HEADER_BYTES];
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        put(0, &0x0102_0304_0506_0708_u64.to_ne_bytes());
+        put(16, &0x1112_1314_1516_1718_u64.to_ne_bytes());
+        put(24, &21_u32.to_ne_bytes());
+        put(28, &22_u32.to_ne_bytes());
+        put(32, &23_u32.to_ne_bytes());
+        put(36, &24_u32.to_ne_bytes());
+        put(40, &25_u32.to_ne_bytes());
+        put(44, &3_u16.to_ne_bytes());
+        put(46, &40_000_u16.to_ne_bytes());
+        put(48, &53_u16.to_ne_bytes());
+        put(50, &[1, 3, 17, 0, 1, LAYOUT]);
+        put(56, &[0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5]);
+        put(72, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 53]);
+        put(88, b"a\xffb c\0never\0\0\0\0\0");
+        bytes.extend_from_slice(b"abcdef");
+        let expected = Event {
+            at_ns: 0x0102_0304_0506_0708,
+            kind: Kind::Query,
+            hook: Hook::CgroupEgress,
+            flow: Flow {
+                source: "[2001:db8::5]:40000".parse().unwrap(),
+                destination: "192.0.2.53:53".parse().unwrap(),
+                protocol: Protocol::Udp,
+            },
+            link: 23,
+            process: Some(Process {
+                pid: 21,
+                uid: 22,
+                cgroup: 0x1112_1314_1516_1718,
+                name: "a?b c".to_owned(),
+            }),
+            offset: 24,
+            length: 25,
+            payload: b"abc",
+        };
+        assert_eq!(Event::parse(&bytes), Ok(expected));
+        bytes[54] = 0;
+        assert_eq!(Event::parse(&bytes).unwrap().process, None);
+    }
+
+    #[test]
+    fn what_the_programs_do_not_write_is_refused() {
+        let good = event_bytes(&event(
+            Kind::Stream,
+            Protocol::Tcp,
+            "10.0.0.5:40000",
+            "192.0.2.1:443",
+            b"abc",
+        ));
+        assert!(Event::parse(&good).is_ok());
+        for end in 0..good.len() {
+            assert_eq!(Event::parse(&good[..end]), Err(Malformed::Truncated), "cut at {end}");
+        }
+        let cases = [
+            (55, 2, Malformed::Layout(2)),
+            (50, 0, Malformed::Unknown("kind")),
+            (50, 6, Malformed::Unknown("kind")),
+            (51, 0, Malformed::Unknown("hook")),
+            (51, 11, Malformed::Unknown("hook")),
+            (52, 1, Malformed::Unknown("protocol")),
+        ];
+        for (at, value, expected) in cases {
+            let mut bytes = good.clone();
+            bytes[at] = value;
+            assert_eq!(Event::parse(&bytes), Err(expected), "byte {at} = {value}");
+        }
+        let mut long = good;
+        long[44..46].copy_from_slice(&4097_u16.to_ne_bytes());
+        long.resize(HEADER_BYTES + 5000, 0);
+        assert_eq!(Event::parse(&long), Err(Malformed::Unknown("length")));
+    }
+
+    #[test]
+    fn near_addresses_stay_on_the_host_or_link() {
+        for near in [
+            "127.0.0.53",
+            "169.254.1.1",
+            "224.0.0.251",
+            "255.255.255.255",
+            "::1",
+            "fe80::1",
+            "ff02::fb",
+        ] {
+            assert!(is_near(near.parse().unwrap()), "{near}");
+        }
+        for far in ["10.0.0.1", "192.0.2.1", "fd00::1", "2001:db8::1"] {
+            assert!(!is_near(far.parse().unwrap()), "{far}");
+        }
+    }
+
+    fn address() -> impl Strategy<Value = SocketAddr> {
+        let v4 = any::<[u8; 4]>().prop_map(IpAddr::from);
+        let v6 = any::<[u8; 16]>().prop_map(|ip| IpAddr::from(ip).to_canonical());
+        (prop_oneof![v4, v6], any::<u16>()).prop_map(|(ip, port)| SocketAddr::new(ip, port))
+    }
+
+    proptest! {
+        #[test]
+        fn an_event_is_read_back(
+            (at_ns, link, offset, length) in any::<(u64, u32, u32, u32)>(),
+            kind in prop::sample::select(vec![Kind::Query, Kind::Answer, Kind::Open, Kind::Stream, Kind::Initial]),
+            hook in prop::sample::select(Hook::ALL.to_vec()),
+            protocol in prop::sample::select(vec![Protocol::Tcp, Protocol::Udp]),
+            (source, destination) in (address(), address()),
+            process in prop::option::of((any::<(u32, u32, u64)>(), "[!-~]{0,15}")),
+            payload in prop::collection::vec(any::<u8>(), 0..CAPTURED_MAX),
+        ) {
+            let process = process.map(|((pid, uid, cgroup), name)| Process { pid, uid, cgroup, name });
+            let flow = Flow { source, destination, protocol };
+            let event = Event { at_ns, kind, hook, flow, link, process, offset, length, payload: &payload };
+            let bytes = event_bytes(&event);
+            prop_assert_eq!(Event::parse(&bytes), Ok(event));
+        }
+
+        #[test]
+        fn no_bytes_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Event::parse(&bytes);
+            if let Some(layout) = bytes.get_mut(55) {
+                *layout = LAYOUT;
+            }
+            let _ = Event::parse(&bytes);
+            crate::classify::fuzz_sensor_event(&bytes);
+        }
+    }
+}

@@ -10,7 +10,28 @@
 //! Only `hooks` talks to the kernel and needs a capability; everything to the right of it is a function
 //! of bytes and times.
 
+mod aging;
+pub mod classify;
+pub mod cli;
+pub mod config;
+pub mod dns;
 pub mod event;
+#[cfg(test)]
+mod folder;
+pub mod hello;
 pub mod hooks;
+pub mod limits;
+pub mod metrics;
+pub mod named;
 pub mod netlink;
+mod notify;
+pub mod quic;
+pub mod report;
+pub mod resolver_files;
+pub mod resolvers;
 pub mod sighting;
+pub mod source;
+pub mod stream;
+pub mod tally;
+pub mod testing;
+pub mod watcher;

@@ -20,6 +20,21 @@ pub fn seen_as(client: SocketAddr, gateway: SocketAddr) -> SocketAddr {
     address
 }
 
+/// Takes connections at `address`, in the network namespace of the calling thread, and passes them on
+/// with the addresses that their clients have.
+///
+/// # Panics
+/// If the address cannot be bound.
+pub fn listen(address: SocketAddr, gateway: SocketAddr) {
+    let listener = TcpListener::bind(address).expect("the balancer's address");
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let Ok(client) = stream.peer_addr() else { continue };
+            std::thread::spawn(move || pass_on(stream, client, gateway));
+        }
+    });
+}
+
 fn pass_on(client_side: TcpStream, client: SocketAddr, gateway: SocketAddr) {
     let Ok(mut gateway_side) = TcpStream::connect(gateway) else { return };
     if gateway_side.write_all(&header(client)).is_err() {

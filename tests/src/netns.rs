@@ -32,6 +32,12 @@ pub const LISTED: (Ipv4Addr, Ipv6Addr) =
 /// An address on no list that serves DoH under a well-known name.
 pub const UNLISTED: (Ipv4Addr, Ipv6Addr) =
     (Ipv4Addr::new(203, 0, 113, 8), Ipv6Addr::new(0x2001, 0xdb8, 8, 0, 0, 0, 0, 8));
+/// Addresses of the same kinds at which the resolver is not: for servers of the test's own.
+pub const LISTED_FREE: (Ipv4Addr, Ipv6Addr) =
+    (Ipv4Addr::new(1, 0, 0, 1), Ipv6Addr::new(0x2606, 0x4700, 0x4700, 0, 0, 0, 0, 0x1001));
+/// On no list.
+pub const UNLISTED_FREE: (Ipv4Addr, Ipv6Addr) =
+    (Ipv4Addr::new(203, 0, 113, 9), Ipv6Addr::new(0x2001, 0xdb8, 8, 0, 0, 0, 0, 9));
 /// What `www.example` is resolved to.
 pub const NAMED: (Ipv4Addr, Ipv6Addr) =
     (Ipv4Addr::new(203, 0, 113, 80), Ipv6Addr::new(0x2001, 0xdb8, 8, 0, 0, 0, 0, 0x80));
@@ -137,7 +143,7 @@ impl Network {
         router.address("lan0", "10.77.1.1/24", "fd77:1::1/64");
         router.address("wan0", "198.51.100.1/24", "2001:db8:9::1/64");
         internet.address("eth0", &format!("{}/24", RESOLVER.0), &format!("{}/64", RESOLVER.1));
-        for (four, six) in [LISTED, UNLISTED, NAMED, UNNAMED] {
+        for (four, six) in [LISTED, UNLISTED, LISTED_FREE, UNLISTED_FREE, NAMED, UNNAMED] {
             internet.address("lo", &format!("{four}/32"), &format!("{six}/128"));
         }
         client.ip("route add default via 10.77.1.1");
@@ -164,7 +170,7 @@ impl Network {
         assert!(nft.wait().expect("nft").success(), "the router masquerades");
     }
 
-    /// A resolver on every address of the internet: plain DNS, DoT, DoH. It knows `www.example` and
+    /// A resolver on [`RESOLVER`], [`LISTED`], [`UNLISTED`] and [`NAMED`]: plain DNS, DoT, DoH. It knows `www.example` and
     /// `cloudflare-dns.com` alone, and has its files in `folder`.
     ///
     /// # Panics
@@ -174,20 +180,23 @@ impl Network {
         let identity = authority.sign("resolver");
         fs::write(folder.join("resolver.key"), &identity.key_pem).expect("a file");
         fs::write(folder.join("resolver.pem"), &identity.chain_pem).expect("a file");
-        let ports = ["", "@853", "@443"]
-            .map(|port| format!("interface: 0.0.0.0{port}\ninterface: ::{port}\n"));
+        let mut interfaces = String::new();
+        for (four, six) in [RESOLVER, LISTED, UNLISTED, NAMED] {
+            for port in ["", "@853", "@443"] {
+                interfaces += &format!("interface: {four}{port}\ninterface: {six}{port}\n");
+            }
+        }
         let names = [("www.example", NAMED), ("cloudflare-dns.com", UNLISTED)].map(|(name, at)| {
             let (four, six) = at;
             format!("local-data: \"{name}. A {four}\"\nlocal-data: \"{name}. AAAA {six}\"\n")
         });
         let folder = folder.display();
         let text = format!(
-            "server:\n{}access-control: 0.0.0.0/0 allow\n\
+            "server:\n{interfaces}access-control: 0.0.0.0/0 allow\n\
              access-control: ::/0 allow\ndo-daemonize: no\nuse-syslog: no\nusername: \"\"\n\
              chroot: \"\"\npidfile: \"\"\ntls-service-key: {folder}/resolver.key\n\
              tls-service-pem: {folder}/resolver.pem\nlocal-zone: \"example.\" static\n\
              local-zone: \"cloudflare-dns.com.\" static\n{}",
-            ports.concat(),
             names.concat()
         );
         let path = format!("{folder}/unbound.conf");
@@ -231,6 +240,12 @@ impl Namespace {
             });
             there.join().expect("what ran there")
         })
+    }
+
+    /// Whether `ip` does what these arguments say.
+    #[must_use]
+    pub fn try_ip(&self, arguments: &str) -> bool {
+        run("ip", &format!("-n {} {arguments}", self.name)).is_ok()
     }
 
     /// `ip` with these arguments.

@@ -79,6 +79,7 @@ impl Detector for Watermark {
 mod tests {
     use super::*;
     use crate::account;
+    use crate::dns::Resolution;
     use crate::indicator::Listed;
     use crate::seen::Learnt;
     use crate::ties::Ties;
@@ -104,6 +105,7 @@ mod tests {
                 card_accounts: 1.0,
                 listed: &Listed::default(),
                 learnt: &Learnt::default(),
+                dns: &Resolution::default(),
                 explain: false,
             };
             Watermark::judge(&memory, &context).score()

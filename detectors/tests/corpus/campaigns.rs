@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use detectors::{NetworkKind, Sampling};
 
 use super::clients::Kind;
+use super::dns::{self, Told};
 use super::numbers::Numbers;
 use super::{Ask, BEGIN_MS, Customer, DAY, HOUR, Label, MINUTE, RELEASED_MS, World, host, hosting};
 use super::{network, words};
@@ -366,6 +367,31 @@ fn rare_resolver(world: &mut World) {
     for (ip, at_ms) in homes {
         let server = numbers.one(&everybody);
         world.resolve(ip, at_ms - 1_500, server);
+    }
+}
+
+/// Homes everywhere that ask everybody's resolver over HTTPS, and each contact the one address from
+/// which they are told what to ask.
+pub(super) fn coordination(world: &mut World, api: IpAddr) {
+    let mut numbers = world.numbers("coordination");
+    let mut crew = crew(world, "coordination", Kind::Requests, 16, &mut numbers);
+    let address = host(world.subnet(), &mut numbers);
+    let begin = BEGIN_MS + 80 * HOUR;
+    for one in &mut crew {
+        world.profile(one);
+        for at_ms in spread(begin, begin + 2 * DAY, 24, &mut numbers) {
+            let server = IpAddr::from([8, 8, 8, numbers.below(16) as u8]);
+            let told =
+                [Told::Doh(server, "everybodys"), Told::Contact(api), Told::Contact(address)];
+            for told in told {
+                dns::tell(world, one.ip, None, None, told, at_ms);
+            }
+            let text = format!(
+                "Give the reference answer to this item of the set.\n\n{}",
+                words::any_task(&mut numbers)
+            );
+            world.send(one, at_ms, Ask::of(text), &mut numbers);
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 mod benign;
 mod campaigns;
 mod clients;
+mod dns;
 pub(crate) mod numbers;
 mod words;
 
@@ -71,6 +72,7 @@ pub(crate) fn generate(seed: u64) -> Corpus {
         .push(Event::ModelRelease(ModelRelease { at_ms: RELEASED_MS, model: RELEASED.into() }));
     benign::all(&mut world);
     campaigns::all(&mut world);
+    dns::all(&mut world);
     // The sort is stable: what was made first comes first within a millisecond.
     world.events.sort_by_key(Event::at_ms);
     world.events.retain(|event| event.at_ms() < END_MS);
