@@ -12,14 +12,26 @@
 
 mod aging;
 pub mod classify;
+pub mod cli;
+pub mod config;
 pub mod dns;
 pub mod event;
+#[cfg(test)]
+mod folder;
 pub mod hello;
 pub mod hooks;
+pub mod limits;
+pub mod metrics;
 pub mod named;
 pub mod netlink;
+mod notify;
 pub mod quic;
+pub mod report;
+pub mod resolver_files;
 pub mod resolvers;
 pub mod sighting;
+pub mod source;
 pub mod stream;
+pub mod tally;
 pub mod testing;
+pub mod watcher;

@@ -1,3 +1,5 @@
-//! `stillgate-sensor`: the command line.
+//! The `stillgate-sensor` binary; everything is in the library beside it.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    sensor::cli::main()
+}

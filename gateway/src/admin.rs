@@ -26,6 +26,7 @@ mod policy;
 mod profiles;
 mod review;
 mod schema;
+mod sensors;
 
 use std::net::IpAddr;
 use std::pin::pin;
@@ -55,6 +56,7 @@ use utoipa_axum::routes;
 
 use self::access::{Caller, Gate, authorise};
 use self::answer::{Answer, Refused};
+pub(crate) use self::body::whole;
 use self::body::{Params, Sent};
 use self::connection::Connection;
 use self::document::Document;
@@ -69,6 +71,7 @@ use crate::limits::{
 };
 use crate::listener::peer_address;
 use crate::metrics::Metrics;
+use crate::sensor::Sensors;
 
 /// Things in an answer where the request does not say.
 const LIST_DEFAULT: usize = 50;
@@ -81,6 +84,7 @@ pub struct AdminState {
     enforcer: Arc<Enforcer>,
     readiness: Arc<dyn Fn() -> Readiness + Send + Sync>,
     gate: Arc<Gate>,
+    sensors: Arc<Sensors>,
     document: Arc<str>,
     /// Key of the hashes of payment instruments.
     payment_key: [u8; 32],
@@ -96,6 +100,7 @@ impl AdminState {
         enforcer: Arc<Enforcer>,
         tokens: &[AdminToken],
         payment_key: [u8; 32],
+        sensors: Arc<Sensors>,
         readiness: impl Fn() -> Readiness + Send + Sync + 'static,
     ) -> Self {
         let Document { json, needed } = Document::of(&operations().into_openapi());
@@ -105,6 +110,7 @@ impl AdminState {
             exchanges,
             enforcer,
             readiness: Arc::new(readiness),
+            sensors,
             document: json.into(),
             payment_key,
             streams: Arc::new(Semaphore::new(ADMIN_STREAMS_MAX)),
@@ -180,7 +186,7 @@ impl Why {
 }
 
 /// Every operation with what the document says of it. An operation's `security` names the role that
-/// it needs: peer to exchange bundles of indicators, viewer to look, operator to decide, admin to
+/// it needs: sensor to report, peer to exchange bundles of indicators, viewer to look, operator to decide, admin to
 /// change the gateway itself.
 fn operations() -> OpenApiRouter<AdminState> {
     OpenApiRouter::new()
@@ -208,6 +214,8 @@ fn operations() -> OpenApiRouter<AdminState> {
         .routes(routes!(iocs::import))
         .routes(routes!(iocs::import_stix))
         .routes(routes!(iocs::revoke))
+        .routes(routes!(sensors::report))
+        .routes(routes!(sensors::list))
         .routes(routes!(policy::show))
         .routes(routes!(policy::validate))
         .routes(routes!(policy::reload))
@@ -221,16 +229,25 @@ fn operations() -> OpenApiRouter<AdminState> {
 pub fn router(state: AdminState) -> Router {
     let (guarded, _) = operations().split_for_parts();
     let guarded = guarded.route_layer(middleware::from_fn_with_state(state.clone(), authorise));
-    Router::new()
+    let open = Router::new()
         .route("/healthz", axum::routing::get(async || "ok\n"))
-        .route("/readyz", axum::routing::get(readyz))
-        .merge(guarded)
+        .route("/readyz", axum::routing::get(readyz));
+    bounded(open.merge(guarded)).with_state(state)
+}
+
+/// What sensors of this machine may ask on their Unix socket, without a token: to report.
+fn sensor_router(state: AdminState) -> Router {
+    let reports = axum::routing::post(sensors::report);
+    bounded(Router::new().route(sensors::REPORTS, reports)).with_state(state)
+}
+
+fn bounded(routes: Router<AdminState>) -> Router<AdminState> {
+    routes
         .fallback(async || Refused::not_found("no such path"))
         .method_not_allowed_fallback(async || {
             Refused::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not answer that method")
         })
         .layer(middleware::from_fn(bound_and_protect))
-        .with_state(state)
 }
 
 /// The endpoint as an application of one of pingora's listeners, so that a hot upgrade hands its
@@ -253,6 +270,13 @@ impl AdminApp {
             Acceptor::from_server_config(Arc::new(tls))
         });
         Self { router: router(state), acceptor, places }
+    }
+
+    /// What sensors of this machine find on their Unix socket.
+    #[must_use]
+    pub fn for_sensors(state: AdminState) -> Self {
+        let places = Arc::new(Semaphore::new(ADMIN_CONNECTIONS_MAX));
+        Self { router: sensor_router(state), acceptor: None, places }
     }
 
     /// Serves one connection; beyond [`ADMIN_CONNECTIONS_MAX`] it is closed unread.
@@ -392,12 +416,16 @@ async fn bound_and_protect(request: Request, next: Next) -> Response {
     let length = request.headers().get(header::CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     let bytes_max = body::bytes_max(request.uri().path());
+    let from_sensor = request.uri().path() == sensors::REPORTS;
     let mut response = if length.is_some_and(|length| length > bytes_max) {
         body::too_large().into_response()
     } else {
         // A body of unknown length is bounded where it is read.
         next.run(request).await
     };
+    if from_sensor {
+        response = answer::as_problem(response);
+    }
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -431,7 +459,7 @@ mod tests {
     const SECRET: &str = "marmalade-heliograph-7731";
     const WHY: &str = r#"{"reason": "told so by the test"}"#;
 
-    fn tokens() -> [AdminToken; 4] {
+    fn tokens() -> [AdminToken; 5] {
         let token = |role: Role| {
             let secret = Secret::new(token_of(role));
             AdminToken { name: role.name().to_owned(), role, secret }
@@ -471,12 +499,14 @@ mod tests {
         let enforcer = Arc::new(enforcer);
         enforcer.look_up_in(indicators);
         enforcer.start().unwrap();
+        let sensors = Sensors::new(enforcer.judge().clone(), exchanges.clone(), metrics.clone());
         let state = AdminState::new(
             metrics,
             Arc::clone(&exchanges),
             Arc::clone(&enforcer),
             &tokens(),
             [7; 32],
+            Arc::new(sensors),
             move || asked.lock().clone(),
         );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -36,6 +36,8 @@ pub struct Config {
     pub policies: Arc<PolicyStore>,
     /// Admin address and its secret.
     pub admin: Admin,
+    /// Where DNS sensors of this machine report, beside the admin address; `None`: only there.
+    pub sensor_socket: Option<SensorSocket>,
     /// Exchange of indicators with other providers, off when `None`.
     pub ioc: Option<Arc<Ioc>>,
     /// Where the gateways of a fleet meet; `None` for one that is alone.
@@ -244,9 +246,12 @@ impl AdminToken {
     }
 }
 
-/// What a token may do; each role may do what the ones before it may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// What a token may do. From peer to admin each role may do what the ones before it may; a sensor
+/// stands beside them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
+    /// Tell how hosts resolve names, and nothing else.
+    Sensor,
     /// Exchange signed bundles of indicators, as another provider.
     Peer,
     /// Look.
@@ -258,19 +263,40 @@ pub enum Role {
 }
 
 impl Role {
-    /// Every role, the least first.
-    pub const ALL: [Self; 4] = [Self::Peer, Self::Viewer, Self::Operator, Self::Admin];
+    /// Every role; from the peer on each may do more than the one before.
+    pub const ALL: [Self; 5] =
+        [Self::Sensor, Self::Peer, Self::Viewer, Self::Operator, Self::Admin];
+
+    /// Whether a token of this role may do what needs the role `needed`.
+    #[must_use]
+    pub fn may(self, needed: Self) -> bool {
+        match (self, needed) {
+            (Self::Admin, _) => true,
+            (Self::Sensor, _) | (_, Self::Sensor) => self == needed,
+            _ => self as u8 >= needed as u8,
+        }
+    }
 
     /// Its name in the configuration.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Sensor => "sensor",
             Self::Peer => "peer",
             Self::Viewer => "viewer",
             Self::Operator => "operator",
             Self::Admin => "admin",
         }
     }
+}
+
+/// The Unix socket on which DNS sensors of this machine report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SensorSocket {
+    /// Its file; UTF-8, and short enough for a socket.
+    pub path: PathBuf,
+    /// Permissions of the file: whoever may write may report.
+    pub mode: u32,
 }
 
 /// Where what must last is kept.

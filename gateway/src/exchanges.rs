@@ -27,6 +27,8 @@
 //!   puts them in order of arrival and keeps every account before its first request, because an
 //!   account's `ts` is the time the trace was opened. Its `created` is null: when an account was
 //!   created only the operator knows.
+//! - What sensors told of is among them, as `dns` and `contact` lines, when they told it; `ts` is when
+//!   it happened, by this gateway's clock.
 //! - An account may be announced again, after a restart or when it was not seen for long.
 //! - `account` and `org` are the first 12 and 10 digits of the exchange's. One without a credential
 //!   is given an account made from its address.
@@ -47,7 +49,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use detectors::{
-    AccountId, Answer, Format, HeaderField, HttpCapture, Observation, OrganisationId, Role,
+    AccountId, Answer, Event, Format, HeaderField, HttpCapture, Observation, OrganisationId, Role,
     Sampling, Text, TextFeatures, TlsCapture, ToolCall,
 };
 use hmac::digest::KeyInit;
@@ -109,6 +111,13 @@ impl ExchangeLog {
             }
             oldest
         };
+    }
+
+    /// Writes what a sensor saw to the trace, where one is recorded. Never blocks on IO.
+    pub fn sensed(&self, events: Vec<Event>) {
+        if let Some(recorder) = &self.recorder {
+            recorder.record_sensed(events);
+        }
     }
 
     /// Up to `limit` exchanges, newest first.
@@ -615,7 +624,7 @@ mod tests {
                 let input = std::io::Cursor::new(line.into_bytes());
                 let name = Path::new("trace");
                 let mut reader = crate::trace::TraceReader::from_reader(name, input).unwrap();
-                let Some(Ok(detectors::Event::Exchange(read))) = reader.next() else {
+                let Some(Ok(Event::Exchange(read))) = reader.next() else {
                     panic!("{format:?}: not read");
                 };
                 assert_eq!(read.format, format);

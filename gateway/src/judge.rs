@@ -21,6 +21,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::limits::{
     CHANGED_AT_ONCE, JUDGEMENT_QUEUE_MAX, JUDGEMENT_THREADS, ROW_FETCH_MAX, ROW_LOCK_MAX,
+    SENSED_LOCK_MAX,
 };
 use crate::memory::Loader;
 use crate::metrics::Metrics;
@@ -279,6 +280,21 @@ impl Judge {
     /// Takes in what happened to an account that is held, or not stored.
     pub(crate) fn observe_held(&self, event: &Event) {
         self.engine.lock().observe(event);
+    }
+
+    /// Takes in what sensors saw, a little at a time: requests wait for the engine meanwhile.
+    pub fn observe_sensed(&self, events: &[Event]) {
+        let mut left = events.iter().peekable();
+        while left.peek().is_some() {
+            let (mut engine, begun) = (self.engine.lock(), Instant::now());
+            while begun.elapsed() < SENSED_LOCK_MAX
+                && let Some(event) = left.next()
+            {
+                engine.observe(event);
+            }
+            engine.make_room();
+            MutexGuard::unlock_fair(engine);
+        }
     }
 
     /// Takes in a tier that was judged elsewhere.

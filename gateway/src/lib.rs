@@ -25,6 +25,7 @@ pub mod outgoing;
 pub mod policy;
 pub mod proxy;
 pub mod route;
+pub mod sensor;
 pub mod store;
 pub mod trace;
 pub mod upstream;

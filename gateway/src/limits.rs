@@ -587,3 +587,30 @@ pub const FLEET_TOLD_MAX: usize = 200_000;
 pub const FLEET_NAME_HELD: Duration = Duration::from_secs(4);
 /// Longest wait for the other gateways' words before this one says that it is ready.
 pub const FLEET_FIRST_WORDS_MAX: Duration = Duration::from_secs(5);
+
+// sensor.rs
+/// Body of a sensor's report.
+pub const SENSOR_REPORT_BYTES_MAX: u64 = 1024 * 1024;
+/// Lookups and contacts in one report, together.
+pub const SENSOR_ENTRIES_MAX: usize = 1_000;
+/// Longest name of a sensor, and of who runs a resolver.
+pub const SENSOR_NAME_CHARS_MAX: usize = 64;
+/// Longest name that was looked up: 255 octets (RFC 1035, section 2.3.4), each of which may be
+/// written as `\DDD`.
+pub const SENSOR_LOOKED_UP_CHARS_MAX: usize = 4 * 255;
+/// Sensors that are remembered; of more, the one that was silent longest is forgotten.
+pub const SENSORS_MAX: usize = 256;
+/// Starts of one sensor whose last report is remembered.
+pub const SENSOR_RUNS_MAX: usize = 4;
+/// Difference of a sensor's clock that is not corrected: reports take time on their way.
+pub const SENSOR_CLOCK_TOLERANCE: Duration = Duration::from_secs(5);
+/// Oldest time that an entry may have; what is told as older counts as this old.
+pub const SENSOR_AGE_MAX: Duration = Duration::from_secs(86_400);
+/// Silence after which a sensor is told of as silent.
+pub const SENSOR_SILENT_AFTER: Duration = Duration::from_secs(60);
+/// Silence after which a sensor is forgotten.
+pub const SENSOR_FORGOTTEN_AFTER: Duration = Duration::from_secs(86_400);
+/// Longest time for which the engine is held to take in what a sensor saw. Requests wait for it.
+pub const SENSED_LOCK_MAX: Duration = Duration::from_micros(200);
+/// Time between two looks at which sensors are silent.
+pub const SENSOR_LOOK_INTERVAL: Duration = Duration::from_secs(1);

@@ -20,6 +20,7 @@ use prometheus::{
 };
 
 use crate::ioc::bundle::Kind;
+use crate::sensor::report::Transport;
 
 /// `reason` of a connection that was closed at accept.
 pub const CONNECTION_REFUSALS: &[&str] = &["limit", "proxy_header"];
@@ -75,6 +76,14 @@ pub const IOC_OUTCOMES: &[&str] = &[
 ];
 /// `outcome` of telling a peer.
 pub const IOC_SENDINGS: &[&str] = &["delivered", "refused", "failed"];
+/// `outcome` of a sensor's report that can be read.
+pub const SENSOR_OUTCOMES: &[&str] = &["taken", "repeated"];
+/// `reason` of one that is refused.
+pub const SENSOR_REFUSALS: &[&str] = &["malformed", "oversize"];
+/// `part` of what sensors say that they could not tell.
+pub const SENSOR_LOSSES: &[&str] = &["kernel", "full", "unsent"];
+/// `state` of a sensor.
+pub const SENSOR_STATES: &[&str] = &["reporting", "silent"];
 /// `reason` of a request refused at the admin endpoint.
 pub const ADMIN_REFUSALS: &[&str] = &["unauthorised", "role", "rate", "busy"];
 
@@ -165,6 +174,8 @@ pub struct Metrics {
     pub exchanges_shed: IntCounter,
     /// Exchanges of which turns, tools or attachments beyond a bound were not kept.
     pub exchanges_cut: IntCounter,
+    /// Lookups and contacts lost to the trace.
+    pub sensed_shed: IntCounter,
     /// Failed writes to the trace.
     pub record_errors: IntCounter,
     /// Certificates read again, by `outcome` ([`RELOAD_OUTCOMES`]).
@@ -219,6 +230,22 @@ pub struct Metrics {
     pub fleet_shed: IntCounterVec,
     /// Answers that went without marks because the marks could not be put on record in time.
     pub marks_unregistered: IntCounter,
+    /// Sensors' reports, by `outcome` ([`SENSOR_OUTCOMES`]).
+    pub sensor_reports: IntCounterVec,
+    /// Sensors' reports that were refused, by `reason` ([`SENSOR_REFUSALS`]).
+    pub sensor_refused: IntCounterVec,
+    /// Lookups that sensors told of, by `transport`.
+    pub sensor_lookups: IntCounterVec,
+    /// Contacts that sensors told of.
+    pub sensor_contacts: IntCounter,
+    /// What sensors say that they could not tell, by `part` ([`SENSOR_LOSSES`]).
+    pub sensor_lost: IntCounterVec,
+    /// When a sensor last reported, unix seconds.
+    pub sensor_last_report: Gauge,
+    /// Sensors that are known, by `state` ([`SENSOR_STATES`]).
+    pub sensors: IntGaugeVec,
+    /// Sensors that were forgotten because there were too many.
+    pub sensors_forgotten: IntCounter,
     /// Number of the audit's last entry.
     pub audit_entries: IntGauge,
     /// Attempts to send messages, by `webhook` and `outcome` ([`WEBHOOK_OUTCOMES`]).
@@ -267,6 +294,7 @@ impl Metrics {
             exchanges_recorded: list.counter("exchanges_recorded_total", "Exchanges written to the trace")?,
             exchanges_shed: list.counter("exchanges_shed_total", "Exchanges lost to the trace")?,
             exchanges_cut: list.counter("exchanges_cut_total", "Exchanges kept without what lay beyond a bound")?,
+            sensed_shed: list.counter("sensed_shed_total", "Lookups and contacts that sensors told of, lost to the trace")?,
             record_errors: list.counter("record_errors_total", "Failed writes to the trace")?,
             certificate_reloads: list.counters("certificate_reloads_total", "Certificates read again", &["outcome"])?,
             policy_reloads: list.counters("policy_reloads_total", "Policies read again", &["outcome"])?,
@@ -306,6 +334,14 @@ impl Metrics {
             rows_waiting: list.gauge("account_rows_waiting", "Accounts that have changed since their rows were written")?,
             rows_lag: list.gauge("account_rows_lag_seconds", "Longest time for which a change of an account may have waited to be written")?,
             rows_late: list.counter("account_rows_late_total", "Requests whose account's row was not there in time")?,
+            sensor_reports: list.counters("sensor_reports_total", "Reports of DNS sensors", &["outcome"])?,
+            sensor_refused: list.counters("sensor_reports_refused_total", "Reports of DNS sensors that were refused", &["reason"])?,
+            sensor_lookups: list.counters("sensor_lookups_total", "Lookups that sensors told of, alike ones once a report", &["transport"])?,
+            sensor_contacts: list.counter("sensor_contacts_total", "Contacts without a name that sensors told of, alike ones once a report")?,
+            sensor_lost: list.counters("sensor_lost_total", "What sensors say that they could not tell", &["part"])?,
+            sensor_last_report: list.number("sensor_last_report_timestamp_seconds", "When a sensor last reported, since the unix epoch")?,
+            sensors: list.gauges("sensors", "Sensors that report, and that have not for a minute", &["state"])?,
+            sensors_forgotten: list.counter("sensors_forgotten_total", "Sensors that were forgotten because there were too many")?,
             audit_entries: list.gauge("audit_entries", "Number of the audit's last entry")?,
             webhook_deliveries: list.counters("webhook_deliveries_total", "Attempts to send a webhook's messages", &["webhook", "outcome"])?,
             webhook_lag: list.gauges("webhook_lag_entries", "Audit entries that a webhook is behind", &["webhook"])?,
@@ -343,6 +379,9 @@ impl Metrics {
             (&self.marks_recognised, MARK_LAYERS),
             (&self.store_commits, STORE_OUTCOMES),
             (&self.ioc_bundles_received, IOC_OUTCOMES),
+            (&self.sensor_reports, SENSOR_OUTCOMES),
+            (&self.sensor_refused, SENSOR_REFUSALS),
+            (&self.sensor_lost, SENSOR_LOSSES),
             (&self.admin_refused, ADMIN_REFUSALS),
             (&self.fleet_words, DIRECTIONS),
             (&self.fleet_contributions, DIRECTIONS),
@@ -367,6 +406,12 @@ impl Metrics {
         }
         for kind in Kind::ALL {
             self.ioc_hits.with_label_values(&[kind.name()]).inc_by(0);
+        }
+        for transport in Transport::ALL {
+            self.sensor_lookups.with_label_values(&[transport.name()]).inc_by(0);
+        }
+        for state in SENSOR_STATES {
+            self.sensors.with_label_values(&[state]).set(0);
         }
         for tier in Tier::ALL {
             self.judgements.with_label_values(&[tier.name()]).inc_by(0);

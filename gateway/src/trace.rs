@@ -12,7 +12,8 @@
 //! | --- | --- | --- |
 //! | `request` | [`Event::Exchange`] | `id`, `account`, `org`, `ip`, `tls`, `http`, `body`, `response` |
 //! | `account` | [`Event::Profile`] | `account`, `org`, `created` (unix seconds), `payment`, `bin` (six digits), `verified` |
-//! | `dns` | [`Event::Dns`] | `ip`, `transport`, `server`, `name` |
+//! | `dns` | [`Event::Dns`] | `ip`, `transport`, `server`, `name`; where a sensor told them `host` (16 hex digits), `provider`, `client` |
+//! | `contact` | [`Event::Contact`] | `ip`, `destination`, `port`; `host` and `client` as of `dns` |
 //! | `model_release` | [`Event::ModelRelease`] | `model` |
 //! | `enforcement` | [`Event::Enforcement`] | `account`, `action` |
 //!
@@ -42,9 +43,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use detectors::{
-    AccountId, Answer, Conversation, DnsLookup, DnsTransport, Enforcement, EnforcementAction,
-    Event, Format, HeaderField, Http2Capture, HttpCapture, HttpVersion, ModelRelease, Network,
-    Observation, OrganisationId, Priority, Profile, TlsCapture, Usage,
+    AccountId, Answer, Conversation, DnsContact, DnsLookup, DnsTransport, Enforcement,
+    EnforcementAction, Event, Format, HeaderField, Http2Capture, HttpCapture, HttpVersion,
+    ModelRelease, Network, Observation, OrganisationId, Priority, Profile, TlsCapture, Usage,
 };
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
@@ -260,6 +261,7 @@ impl TraceReader {
             "request" => Self::exchange,
             "account" => Self::profile,
             "dns" => Self::dns,
+            "contact" => Self::contact,
             "model_release" => Self::model_release,
             "enforcement" => Self::enforcement,
             other => {
@@ -357,12 +359,28 @@ impl TraceReader {
         Ok(Event::Dns(DnsLookup {
             at_ms,
             ip: ip("ip", line.ip)?,
-            host: None,
-            client: None,
+            host: host(line.host)?,
+            client: line.client.map(|_| boolean("client", line.client)).transpose()?,
             transport,
             server: ip("server", line.server)?,
-            provider: None,
+            provider: match line.provider {
+                None => None,
+                Some(_) => Some(known.value(&string("provider", line.provider)?)),
+            },
             name,
+        }))
+    }
+
+    fn contact(_: &mut Known, at_ms: u64, line: &Line<'_>) -> Result<Event, Wrong> {
+        let port = count("port", line.port)?;
+        let port = u16::try_from(port).map_err(|_| Wrong::Form { field: "port", wanted: "a port" });
+        Ok(Event::Contact(DnsContact {
+            at_ms,
+            ip: ip("ip", line.ip)?,
+            host: host(line.host)?,
+            client: line.client.map(|_| boolean("client", line.client)).transpose()?,
+            destination: ip("destination", line.destination)?,
+            port: port?,
         }))
     }
 
@@ -522,6 +540,16 @@ struct Line<'a> {
     #[serde(borrow)]
     name: Raw<'a>,
     #[serde(borrow)]
+    host: Raw<'a>,
+    #[serde(borrow)]
+    provider: Raw<'a>,
+    #[serde(borrow)]
+    client: Raw<'a>,
+    #[serde(borrow)]
+    destination: Raw<'a>,
+    #[serde(borrow)]
+    port: Raw<'a>,
+    #[serde(borrow)]
     model: Raw<'a>,
     #[serde(borrow)]
     action: Raw<'a>,
@@ -620,6 +648,14 @@ fn boolean(field: &'static str, raw: Raw<'_>) -> Result<bool, Wrong> {
         Some("true") => Ok(true),
         Some(_) => Err(Wrong::Form { field, wanted: "true or false" }),
     }
+}
+
+fn host(raw: Raw<'_>) -> Result<Option<u64>, Wrong> {
+    let Some(_) = raw else { return Ok(None) };
+    let text = string("host", raw)?;
+    let hex = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let host = u64::from_str_radix(&text, 16).ok().filter(|_| hex && text.len() == 16);
+    host.map(Some).ok_or(Wrong::Form { field: "host", wanted: "16 hex digits" })
 }
 
 fn ip(field: &'static str, raw: Raw<'_>) -> Result<IpAddr, Wrong> {
@@ -962,6 +998,7 @@ mod tests {
     );
     const ACCOUNT: &str = r#"{"kind":"account","ts":1791158400.000,"account":"acct-3af8a6b411c1","org":null,"created":1774314928,"payment":"aa8c140ace9381a5","bin":"024387","verified":true}"#;
     const DNS: &str = r#"{"kind":"dns","ts":1791158400.5,"ip":"192.0.2.1","transport":"doh","server":"198.51.100.1","name":null}"#;
+    const CONTACT: &str = r#"{"kind":"contact","ts":1791158400.75,"ip":"2001:db8::1","destination":"198.51.100.9","port":443,"client":true}"#;
     const RELEASE: &str = r#"{"kind":"model_release","ts":1791158401,"model":"m-2"}"#;
     const ENFORCEMENT: &str = r#"{"kind":"enforcement","ts":1791158401.25,"account":"acct-3af8a6b411c1","action":"suspend"}"#;
 
@@ -1093,6 +1130,26 @@ mod tests {
             name: None,
         };
         assert_eq!(dns, expected);
+        let told = r#""name":"a1","host":"00000000000000ff","provider":"quad9","client":false}"#;
+        let Event::Dns(dns) = event(&DNS.replace(r#""name":null}"#, told)) else { panic!() };
+        let expected = DnsLookup {
+            host: Some(255),
+            client: Some(false),
+            provider: Some("quad9".into()),
+            name: Some("a1".into()),
+            ..expected
+        };
+        assert_eq!(dns, expected);
+        let Event::Contact(contact) = event(CONTACT) else { panic!() };
+        let expected = DnsContact {
+            at_ms: 1_791_158_400_750,
+            ip: "2001:db8::1".parse().unwrap(),
+            host: None,
+            client: Some(true),
+            destination: [198, 51, 100, 9].into(),
+            port: 443,
+        };
+        assert_eq!(contact, expected);
         let Event::ModelRelease(release) = event(RELEASE) else { panic!() };
         let at_ms = 1_791_158_401_000;
         assert_eq!(release, ModelRelease { at_ms, model: "m-2".into() });
@@ -1161,6 +1218,11 @@ mod tests {
             (ACCOUNT.replace("024387", "secret"), "`bin` is not six digits"),
             (ACCOUNT.replace("true", "\"secret\""), "`verified` is not true or false"),
             (DNS.replace("doh", "secret"), "`transport` is not one of udp"),
+            (DNS.replace("null}", "null,\"host\":\"secret\"}"), "`host` is not 16 hex digits"),
+            (DNS.replace("null}", "null,\"client\":\"secret\"}"), "`client` is not true or false"),
+            (DNS.replace("null}", "null,\"provider\":7}"), "`provider` is not a string"),
+            (CONTACT.replace("443", "99999"), "`port` is not a port"),
+            (CONTACT.replace("198.51.100.9", "secret"), "`destination` is not an IP address"),
             (ENFORCEMENT.replace("suspend", "secret"), "`action` is not suspend or throttle"),
         ];
         for (line, expected) in cases {
@@ -1346,7 +1408,7 @@ mod tests {
 
         #[test]
         fn changed_lines_never_panic(
-            line in proptest::sample::select(vec![REQUEST, ACCOUNT, DNS, RELEASE, ENFORCEMENT]),
+            line in proptest::sample::select(vec![REQUEST, ACCOUNT, DNS, CONTACT, RELEASE, ENFORCEMENT]),
             changes in proptest::collection::vec(
                 (any::<proptest::sample::Index>(), prop_oneof![
                     proptest::sample::select(b"\"{}[],:\\0-e.\n\0\xff".to_vec()), any::<u8>(),

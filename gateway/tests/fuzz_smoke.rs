@@ -125,6 +125,12 @@ fn stix() {
     smoke(gateway::ioc::stix::fuzz_stix, &[bundle, pattern]);
 }
 
+#[test]
+fn sensor_report() {
+    let report = br#"{"sensor":"egress-1","run":"5f0c1d2e3a4b5c6d","sequence":42,"sent_at_ms":1790000000000,"lost":{"kernel":0,"full":0,"unsent":0},"lookups":[{"first_ms":1,"last_ms":2,"address":"203.0.113.7","host":"9f3a5c0d1e2b4a68","client":true,"transport":"doh","server":"2606:4700:4700::1111","provider":"cloudflare","sign":"address","name":null,"count":3}],"contacts":[{"first_ms":1,"last_ms":1,"address":"2001:db8::7","host":"9f3a5c0d1e2b4a68","client":null,"destination":"198.51.100.9","port":443,"protocol":"tcp","count":1}]}"#;
+    smoke(gateway::sensor::report::fuzz_report, &[report]);
+}
+
 fn smoke(target: impl Fn(&[u8]), seeds: &[&[u8]]) {
     // The same inputs in the same order on every run: a failure can be met again.
     let mut random = 0x5711_16a7_e000_0001_u64;

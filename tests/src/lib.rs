@@ -17,6 +17,7 @@ pub mod http2;
 pub mod netns;
 mod provider;
 pub mod redis;
+pub mod sensor;
 pub mod streams;
 pub mod upstream;
 

@@ -104,7 +104,7 @@ impl Gate {
             self.needed.get(&(method.clone(), path.to_owned())).copied()
         });
         let needed = needed.unwrap_or(Role::Admin);
-        if caller.role < needed {
+        if !caller.role.may(needed) {
             refuse("role");
             return Err(Refused::role(needed));
         }
@@ -161,6 +161,7 @@ impl Refused {
 
     fn role(needed: Role) -> Self {
         let message = match needed {
+            Role::Sensor => "this needs a token with the role sensor",
             Role::Peer => "this needs a token with the role peer",
             Role::Viewer => "this needs a token with the role viewer",
             Role::Operator => "this needs a token with the role operator",
@@ -223,6 +224,18 @@ mod tests {
         assert_eq!(asks(&gate, KNOWN, "192.0.2.1"), Ok(()));
         let refused = gate.metrics.admin_refused.with_label_values(&["unauthorised"]);
         assert_eq!(refused.get() as usize, 2 * (burst + 5) + 2);
+    }
+
+    #[test]
+    fn a_sensor_stands_beside_the_other_roles() {
+        let allowed = |role: Role| -> Vec<&str> {
+            Role::ALL.into_iter().filter(|needed| role.may(*needed)).map(Role::name).collect()
+        };
+        assert_eq!(allowed(Role::Sensor), ["sensor"]);
+        assert_eq!(allowed(Role::Peer), ["peer"]);
+        assert_eq!(allowed(Role::Viewer), ["peer", "viewer"]);
+        assert_eq!(allowed(Role::Operator), ["peer", "viewer", "operator"]);
+        assert_eq!(allowed(Role::Admin), ["sensor", "peer", "viewer", "operator", "admin"]);
     }
 
     #[test]

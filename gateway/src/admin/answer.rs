@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -31,6 +31,34 @@ struct Told {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ErrorBody {
     error: ErrorDetail,
+}
+
+/// A problem detail (RFC 9457), which programs of this project read.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Problem {
+    /// The status in words.
+    title: &'static str,
+    #[schema(minimum = 400, maximum = 599)]
+    status: u16,
+    /// What is wrong. Never repeats what was sent.
+    detail: Cow<'static, str>,
+}
+
+/// Why a request was refused, beside its response.
+#[derive(Clone)]
+struct Why(Cow<'static, str>);
+
+/// A refusal in the form of a problem detail.
+pub(super) fn as_problem(response: Response) -> Response {
+    let Some(Why(detail)) = response.extensions().get().cloned() else { return response };
+    let (mut parts, _) = response.into_parts();
+    let title = parts.status.canonical_reason().unwrap_or_default();
+    let problem = Problem { title, status: parts.status.as_u16(), detail };
+    parts.headers.remove(header::CONTENT_LENGTH);
+    let content_type = HeaderValue::from_static("application/problem+json");
+    parts.headers.insert(header::CONTENT_TYPE, content_type);
+    let (_, body) = axum::Json(problem).into_response().into_parts();
+    Response::from_parts(parts, body)
 }
 
 /// What is wrong.
@@ -129,10 +157,12 @@ impl From<StoreError> for Refused {
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let Told { status, body, header } = *self.0;
+        let why = Why(body.error.message.clone());
         let mut response = (status, axum::Json(body)).into_response();
         if let Some((name, value)) = header {
             response.headers_mut().insert(name, value);
         }
+        response.extensions_mut().insert(why);
         response
     }
 }

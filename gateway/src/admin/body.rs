@@ -14,10 +14,11 @@ use serde_json::error::Category;
 
 use super::access::Caller;
 use super::answer::Refused;
+use super::sensors;
 use crate::audit::Said;
 use crate::limits::{
     ADMIN_BODY_BYTES_MAX, ADMIN_PROFILES_BYTES_MAX, ADMIN_REASON_CHARS_MAX, ADMIN_TEXT_BYTES_MAX,
-    IOC_ENVELOPE_BYTES_MAX, OUTSIDE_CHARS_MAX,
+    IOC_ENVELOPE_BYTES_MAX, OUTSIDE_CHARS_MAX, SENSOR_REPORT_BYTES_MAX,
 };
 
 /// Largest whole number that a float holds beside its neighbours: 2^53.
@@ -40,6 +41,7 @@ pub(super) fn bytes_max(path: &str) -> u64 {
         "/v1/marks/verify" => 6 * ADMIN_TEXT_BYTES_MAX,
         "/v1/iocs/import" | "/v1/iocs/stix" => IOC_ENVELOPE_BYTES_MAX as u64,
         "/v1/policy/validate" => ADMIN_TEXT_BYTES_MAX,
+        sensors::REPORTS => SENSOR_REPORT_BYTES_MAX,
         _ => ADMIN_BODY_BYTES_MAX,
     }
 }
@@ -79,7 +81,7 @@ pub(super) fn parse<T: Sent>(json: &[u8]) -> Result<T, String> {
 }
 
 /// A whole number, also where it is written as `5.0`, which JSON Schema takes for one.
-pub(super) fn whole<'de, D: Deserializer<'de>, T: TryFrom<i128>>(from: D) -> Result<T, D::Error> {
+pub(crate) fn whole<'de, D: Deserializer<'de>, T: TryFrom<i128>>(from: D) -> Result<T, D::Error> {
     let number = Number::deserialize(from)?;
     whole_of(&number).ok_or_else(|| D::Error::custom("not a whole number in range"))
 }

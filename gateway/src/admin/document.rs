@@ -26,7 +26,8 @@ impl Document {
             "version": env!("CARGO_PKG_VERSION"),
             "description": "For the operators of a Stillgate gateway. Every change needs a reason, \
                 and is durable and in the audit before it is acknowledged. A token's role is peer, \
-                viewer, operator or admin; each may do what the ones before it may.",
+                viewer, operator or admin, of which each may do what the ones before it may; or \
+                sensor, which may report and nothing else.",
             "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
         });
         document["components"]["securitySchemes"][SCHEME] = json!({
@@ -68,23 +69,25 @@ fn complete(method: &Method, role: Role, operation: &mut Value) {
         ("400", "A parameter or the body is not what this takes."),
         ("401", "No token that is known."),
         ("429", "Too many requests; `Retry-After` says when to come again."),
+        ("403", "The token's role does not suffice; the message names the needed one."),
         ("503", "The store or the gateway is busy; the message says what was done."),
     ];
-    if role > Role::Peer {
-        may.push(("403", "The token's role is too small; the message names the needed one."));
-    }
     if !operation["requestBody"].is_null() {
         may.push(("413", "The body is too large."));
     }
-    if method != Method::GET && role > Role::Viewer {
+    if method != Method::GET && matches!(role, Role::Operator | Role::Admin) {
         may.push(("507", "There is no room; the message says what was done."));
     }
+    let (media_type, schema) = match role {
+        Role::Sensor => ("application/problem+json", "Problem"),
+        _ => ("application/json", "ErrorBody"),
+    };
     let Some(responses) = operation["responses"].as_object_mut() else { return };
     for (status, description) in may {
         let mut response = json!({
             "description": description,
-            "content": { "application/json": {
-                "schema": { "$ref": "#/components/schemas/ErrorBody" }
+            "content": { media_type: {
+                "schema": { "$ref": format!("#/components/schemas/{schema}") }
             } },
         });
         if status == "429" {
@@ -124,6 +127,10 @@ mod tests {
                 assert!(operation["summary"].is_string(), "{method} {path}");
                 let method: Method = method.to_ascii_uppercase().parse().unwrap();
                 let role = document.needed[&(method.clone(), path.clone())];
+                if role == Role::Sensor {
+                    assert_eq!((method, &**path), (Method::POST, "/v1/sensor/reports"));
+                    continue;
+                }
                 if role == Role::Peer {
                     // A bundle is the word of whoever signed it.
                     assert!(path == "/v1/iocs/export" || path == "/v1/iocs/import", "{path}");

@@ -5,6 +5,7 @@
 
 #![expect(dead_code, reason = "only their schemas are used")]
 
+use serde::Deserialize;
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
@@ -489,4 +490,136 @@ pub(super) struct AuditQuery {
     /// Before this time, unix milliseconds.
     #[param(required = false, minimum = 0, maximum = 9_007_199_254_740_991u64)]
     until_ms: Option<u64>,
+}
+
+/// What a DNS sensor saw, in a batch.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SensorReport {
+    /// The sensor's name.
+    #[schema(pattern = "^[a-z0-9][a-z0-9._-]{0,63}$", example = "egress-1")]
+    sensor: String,
+    /// Which of its starts.
+    #[schema(pattern = "^[0-9a-f]{16}$", example = "5f0c1d2e3a4b5c6d")]
+    run: String,
+    /// Number of the report in this run; one that comes again is taken once.
+    #[schema(minimum = 1, maximum = 9_007_199_254_740_992_u64)]
+    sequence: u64,
+    /// The sensor's clock as it sends this, unix milliseconds.
+    #[schema(maximum = 253_402_300_799_999_u64)]
+    sent_at_ms: u64,
+    lost: SensorLost,
+    /// With the contacts 1000 at most.
+    #[schema(max_items = 1_000)]
+    lookups: Vec<SensorLookup>,
+    #[schema(max_items = 1_000)]
+    contacts: Vec<SensorContact>,
+}
+
+/// What a sensor could not tell since it started.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SensorLost {
+    /// Events that the kernel could not hand over.
+    #[schema(maximum = 9_007_199_254_740_992_u64)]
+    kernel: u64,
+    /// Entries that found the tally full.
+    #[schema(maximum = 9_007_199_254_740_992_u64)]
+    full: u64,
+    /// Entries of reports that were given up.
+    #[schema(maximum = 9_007_199_254_740_992_u64)]
+    unsent: u64,
+}
+
+/// An IP address in its canonical form (RFC 5952), an IPv4 one as such.
+#[derive(Deserialize, ToSchema)]
+#[schema(format = "canonical-ip", example = "203.0.113.7")]
+pub(super) struct CanonicalAddress(String);
+
+/// How a name was looked up.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum SensorTransport {
+    Udp,
+    Tcp,
+    Dot,
+    Doq,
+    Doh,
+    Doh3,
+}
+
+/// By what a lookup was recognised.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum SensorSign {
+    Port,
+    Address,
+    Name,
+}
+
+/// A transport protocol.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum SensorProtocol {
+    Tcp,
+    Udp,
+}
+
+/// Lookups that are alike.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SensorLookup {
+    /// The first of them by the sensor's clock, unix milliseconds.
+    #[schema(maximum = 253_402_300_799_999_u64)]
+    first_ms: u64,
+    /// The last of them, not before the first.
+    #[schema(maximum = 253_402_300_799_999_u64)]
+    last_ms: u64,
+    /// Who asked, as this gateway sees it.
+    address: CanonicalAddress,
+    /// Which host behind the address.
+    #[schema(pattern = "^[0-9a-f]{16}$")]
+    host: String,
+    /// Whether that host was seen to connect to the API; null where that is unknown.
+    client: Option<bool>,
+    transport: SensorTransport,
+    /// The resolver.
+    server: CanonicalAddress,
+    /// Who runs it; null where that is unknown.
+    #[schema(pattern = r"^[^\x00-\x1f\x7f-\x9f]{0,64}$")]
+    provider: Option<String>,
+    sign: SensorSign,
+    /// The name, or a keyed hash of it; null where it is encrypted.
+    #[schema(pattern = r"^[^\x00-\x1f\x7f-\x9f]{0,1020}$")]
+    name: Option<String>,
+    /// How many.
+    #[schema(minimum = 1, maximum = 9_007_199_254_740_992_u64)]
+    count: u64,
+}
+
+/// Contacts that are alike, to an address that no plain DNS answer had named.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SensorContact {
+    /// The first of them by the sensor's clock, unix milliseconds.
+    #[schema(maximum = 253_402_300_799_999_u64)]
+    first_ms: u64,
+    /// The last of them, not before the first.
+    #[schema(maximum = 253_402_300_799_999_u64)]
+    last_ms: u64,
+    /// Who made it, as this gateway sees it.
+    address: CanonicalAddress,
+    /// Which host behind the address.
+    #[schema(pattern = "^[0-9a-f]{16}$")]
+    host: String,
+    /// Whether that host was seen to connect to the API; null where that is unknown.
+    client: Option<bool>,
+    /// Where to.
+    destination: CanonicalAddress,
+    #[schema(maximum = 65_535)]
+    port: u16,
+    protocol: SensorProtocol,
+    /// How many.
+    #[schema(minimum = 1, maximum = 9_007_199_254_740_992_u64)]
+    count: u64,
 }

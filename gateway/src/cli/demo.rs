@@ -236,6 +236,7 @@ fn config(
         ioc: None,
         policies: Arc::default(),
         redis: None,
+        sensor_socket: None,
         identity: Identity {
             key: secrets.identity.clone().into(),
             jwt: None,

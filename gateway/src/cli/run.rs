@@ -1,8 +1,9 @@
 //! `stillgate run`: from a configuration to a serving process.
 
 use std::collections::HashSet;
-use std::fs::OpenOptions;
+use std::fs::{OpenOptions, Permissions};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -39,6 +40,8 @@ use crate::listener::tls::{CertificateStore, key_log_wanted, server_config};
 use crate::memory::AccountMemory;
 use crate::metrics::Metrics;
 use crate::network::NetworkStore;
+use crate::sensor::Sensors;
+use crate::sensor::socket::SocketFile;
 use crate::store::Store;
 use crate::upstream::UpstreamPool;
 use crate::webhook::Webhooks;
@@ -85,6 +88,7 @@ struct LastThings {
     pid_file: Option<PathBuf>,
     folder: OnceLock<PathBuf>,
     memory: Option<Arc<AccountMemory>>,
+    sensor_file: Option<Arc<SocketFile>>,
 }
 
 /// Builds every part of the process. Listening sockets are opened by [`Running::serve`], but an
@@ -103,6 +107,9 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
                 .map_err(|error| format!("cannot listen on {address}: {error}"))?;
         }
     }
+    let sensor_socket = config.sensor_socket.as_ref();
+    let sensor_file = sensor_socket.map(|socket| SocketFile::prepare(&socket.path, upgrade));
+    let sensor_file = sensor_file.transpose()?.map(Arc::new);
     let metrics = Arc::new(Metrics::new().map_err(|error| format!("metrics: {error}"))?);
     let key = TextKey::new(&config.identity.key);
     let mut exchanges =
@@ -168,6 +175,11 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
     server.add_service(background_service("networks", networks));
     let webhooks = Webhooks::new(&config.webhooks, enforcer.store(), &metrics)?;
     server.add_service(background_service("webhooks", webhooks));
+    let sensors =
+        Sensors::new(enforcer.judge().clone(), gateway.exchanges.clone(), metrics.clone());
+    let sensors = Arc::new(sensors);
+    let watch = SensorWatch { sensors: sensors.clone(), file: sensor_file.clone() };
+    server.add_service(background_service("sensors", watch));
     let for_readiness = gateway.clone();
     let admin = AdminState::new(
         metrics.clone(),
@@ -175,6 +187,7 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
         enforcer,
         &config.admin.tokens,
         payment_key(config),
+        sensors,
         move || for_readiness.readiness(),
     );
     let admin_tls = match &config.admin.tls {
@@ -186,6 +199,14 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
             Some(server_config(tls, store, false).map_err(|error| error.to_string())?)
         }
     };
+    if let Some(socket) = &config.sensor_socket {
+        let app = AdminApp::for_sensors(admin.clone());
+        let mut service = Service::new("sensor socket".to_owned(), app);
+        let permissions = Permissions::from_mode(socket.mode);
+        service.add_uds(&socket.path.display().to_string(), Some(permissions));
+        service.threads = Some(1);
+        server.add_service(service);
+    }
     let mut service = Service::new("admin".to_owned(), AdminApp::new(admin, admin_tls));
     service.add_tcp(&config.admin.address.to_string());
     service.threads = Some(1);
@@ -196,7 +217,7 @@ pub fn assemble(config: Config, upgrade: bool) -> Result<Running, String> {
     if let Some(memory) = memory.clone() {
         server.add_service(background_service("rows", Rows { memory }));
     }
-    let last = Arc::new(LastThings { pid_file, folder: OnceLock::new(), memory });
+    let last = Arc::new(LastThings { pid_file, folder: OnceLock::new(), memory, sensor_file });
     server.add_service(background_service("start", Start { gateway: gateway.clone() }));
     let drain = Drain { gateway: gateway.clone(), last: last.clone() };
     server.add_service(background_service("drain", drain));
@@ -438,6 +459,24 @@ impl BackgroundService for Rows {
     }
 }
 
+/// Tells of sensors that fall silent, and follows what becomes of their socket.
+struct SensorWatch {
+    sensors: Arc<Sensors>,
+    file: Option<Arc<SocketFile>>,
+}
+
+#[async_trait]
+impl BackgroundService for SensorWatch {
+    async fn start(&self, shutdown: ShutdownWatch) {
+        let follow = async {
+            if let Some(file) = &self.file {
+                file.follow(shutdown.clone()).await;
+            }
+        };
+        tokio::join!(follow, self.sensors.watch(shutdown.clone()));
+    }
+}
+
 /// Follows what is told of indicators, and tells peers.
 struct Indicators {
     exchange: Arc<Exchange>,
@@ -569,6 +608,9 @@ fn ended(gateway: &Gateway, last: &LastThings) {
         memory.flush();
     }
     gateway.enforcer.store().settle(STORE_SETTLE_MAX);
+    if let Some(file) = &last.sensor_file {
+        file.remove();
+    }
     if let Some(folder) = last.folder.get() {
         let _ = std::fs::remove_dir_all(folder);
     }

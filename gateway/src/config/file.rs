@@ -10,6 +10,7 @@
 mod admin;
 mod ioc;
 mod redis;
+mod sensor;
 mod store;
 mod webhook;
 
@@ -174,6 +175,7 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
     let store = store::read(&mut root);
     let webhooks = webhook::read(&mut root);
     let redis = redis::read(&mut root, store.as_ref().map(|store| store.kind));
+    let sensor_socket = sensor::read(&mut root);
     let record = read_record(&mut root);
     let limits = read_limits(&mut root);
     let server = read_server(&mut root);
@@ -187,6 +189,7 @@ fn read_config(mut root: Section<'_, '_>) -> Option<Config> {
         networks: networks?,
         policies: policies?,
         admin: admin?,
+        sensor_socket: sensor_socket?,
         ioc,
         redis: redis?,
         store: store?,
@@ -1547,7 +1550,7 @@ threads = "two"
 "#;
         let expected = [
             r#"1: admin: is missing; the admin endpoint needs a token: give token_file = "admin.token" (make one: openssl rand -hex 32 > admin.token; chmod 600 admin.token) or token_env = "NAME""#,
-            r#"1: recrod: unknown key; did you mean "record"? (allowed: listener, upstream, route, identity, network, policy, admin, peer, ioc, store, data_dir, node, keep_days, webhook, redis, record, record_text, limits, server, log)"#,
+            r#"1: recrod: unknown key; did you mean "record"? (allowed: listener, upstream, route, identity, network, policy, admin, peer, ioc, store, data_dir, node, keep_days, webhook, redis, sensor, record, record_text, limits, server, log)"#,
             r#"3: listener[0].address: "localhost:80" is not IP:PORT, such as 0.0.0.0:8443"#,
             r#"6: listener[1].proxy_protocol_from[0]: "10.0.0.1/8" has bits after its prefix; write 10.0.0.0/8"#,
             "6: listener[1].proxy_protocol_from[1]: is an integer, expected a string",
@@ -1940,6 +1943,7 @@ threads = "two"
         let redis = config.redis.as_ref().expect("it is shown");
         assert_eq!((redis.sync_interval, redis.memory_interval), REDIS_INTERVALS);
         assert_eq!((redis.prefix.as_str(), redis.keep.as_secs()), ("sg", 30 * 86_400));
+        assert_eq!(config.sensor_socket.expect("it is shown").mode, 0o660);
         let [webhook] = config.webhooks.as_slice() else { panic!("one webhook") };
         assert_eq!(webhook.events, crate::webhook::DEFAULT_EVENTS);
         let seconds = [webhook.timeout, webhook.retry, webhook.retry_max, webhook.give_up_after];
@@ -1952,8 +1956,15 @@ threads = "two"
         let plain = |text: &str| {
             text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
         };
-        let tables =
-            ["[identity.", "[redis]", "[[admin.token]]", "[ioc]", "[[peer]]", "[[webhook]]"];
+        let tables = [
+            "[identity.",
+            "[redis]",
+            "[[admin.token]]",
+            "[sensor]",
+            "[ioc]",
+            "[[peer]]",
+            "[[webhook]]",
+        ];
         let table = tables.iter().any(|table| line.starts_with(table));
         (line.contains(" = ") && plain(key)) || table
     }

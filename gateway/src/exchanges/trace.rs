@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime};
 
-use detectors::{Conversation, Format, HttpCapture, Role, Text, TlsCapture};
+use detectors::{Conversation, Event, Format, HttpCapture, Role, Text, TlsCapture};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
@@ -31,6 +31,8 @@ use crate::metrics::Metrics;
 
 /// Lines gathered before a write.
 const RECORD_GATHER_BYTES: usize = 64 * 1024;
+/// Bytes that a lookup or a contact holds while it waits, near enough for a bound.
+const SENSED_BYTES: usize = size_of::<Event>() + 128;
 
 /// Why a trace cannot be recorded.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +83,7 @@ impl Recorder {
             announced: Announced::default(),
             pending: Vec::new(),
             pending_requests: 0,
+            pending_sensed: 0,
             next_flush: Instant::now() + RECORD_FLUSH_INTERVAL,
             blocked: false,
             error_logged: None,
@@ -110,6 +113,19 @@ impl Recorder {
         }
     }
 
+    /// Hands what a sensor saw to the writer, or counts it as shed. Never blocks.
+    pub(super) fn record_sensed(&self, events: Vec<Event>) {
+        let count = events.len() as u64;
+        let bytes = events.len() * SENSED_BYTES;
+        let queued = self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let accepted = queued.saturating_add(bytes) <= RECORD_QUEUE_BYTES_MAX
+            && self.queue.try_send(Job::Sensed(events)).is_ok();
+        if !accepted {
+            self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.metrics.sensed_shed.inc_by(count);
+        }
+    }
+
     /// Writes everything that waits and ends the writer. Further exchanges are shed.
     pub fn close(&self) {
         let Some(thread) = self.thread.lock().take() else { return };
@@ -130,6 +146,7 @@ impl Drop for Recorder {
 #[derive(Debug)]
 enum Job {
     Write(Box<Entry>),
+    Sensed(Vec<Event>),
     End,
 }
 
@@ -152,6 +169,7 @@ struct Writer {
     /// part the file has: what is left is kept, so that the line is whole once there is room.
     pending: Vec<u8>,
     pending_requests: u64,
+    pending_sensed: u64,
     next_flush: Instant,
     /// The last write failed: wait for the next interval instead of trying with every exchange.
     blocked: bool,
@@ -165,6 +183,7 @@ impl Writer {
         loop {
             match jobs.recv_timeout(self.next_flush.saturating_duration_since(Instant::now())) {
                 Ok(Job::Write(entry)) => self.append(&entry),
+                Ok(Job::Sensed(events)) => self.append_sensed(&events),
                 Ok(Job::End) | Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -172,14 +191,20 @@ impl Writer {
                 self.flush();
             }
         }
-        while let Ok(Job::Write(entry)) = jobs.try_recv() {
-            self.append(&entry);
+        loop {
+            match jobs.try_recv() {
+                Ok(Job::Write(entry)) => self.append(&entry),
+                Ok(Job::Sensed(events)) => self.append_sensed(&events),
+                Ok(Job::End) | Err(_) => break,
+            }
         }
         self.flush();
-        if self.pending_requests > 0 {
-            self.metrics.exchanges_shed.inc_by(self.pending_requests);
-            let (path, lost) = (self.path.display(), self.pending_requests);
-            log::error!("{lost} exchanges were not written to {path}");
+        let (path, lost, sensed) =
+            (self.path.display(), self.pending_requests, self.pending_sensed);
+        if lost + sensed > 0 {
+            self.metrics.exchanges_shed.inc_by(lost);
+            self.metrics.sensed_shed.inc_by(sensed);
+            log::error!("{lost} exchanges and {sensed} lookups were not written to {path}");
         }
     }
 
@@ -209,6 +234,21 @@ impl Writer {
         }
     }
 
+    fn append_sensed(&mut self, events: &[Event]) {
+        self.queued_bytes.fetch_sub(events.len() * SENSED_BYTES, Ordering::Relaxed);
+        if self.pending.len() > RECORD_PENDING_BYTES_MAX {
+            self.metrics.sensed_shed.inc_by(events.len() as u64);
+            return;
+        }
+        for line in events.iter().filter_map(sensed_line) {
+            self.pending.extend_from_slice(line.as_bytes());
+            self.pending_sensed += 1;
+        }
+        if self.pending.len() >= RECORD_GATHER_BYTES && !self.blocked {
+            self.flush();
+        }
+    }
+
     fn flush(&mut self) {
         self.next_flush = Instant::now() + RECORD_FLUSH_INTERVAL;
         let mut written = 0;
@@ -226,7 +266,7 @@ impl Writer {
         match result {
             Ok(()) => {
                 self.metrics.exchanges_recorded.inc_by(self.pending_requests);
-                self.pending_requests = 0;
+                (self.pending_requests, self.pending_sensed) = (0, 0);
                 self.pending.shrink_to(RECORD_GATHER_BYTES * 2);
             }
             Err(error) => self.tell(&error),
@@ -297,6 +337,43 @@ fn account_line(ts_ms: u64, account: &str, organisation: Option<&str>) -> String
         compact(&organisation),
         '\n',
     )
+}
+
+/// One `dns` or `contact` record; `None` for what is neither. What a sensor did not tell is left out.
+pub(super) fn sensed_line(event: &Event) -> Option<String> {
+    let mut line = match event {
+        Event::Dns(lookup) => format!(
+            r#"{{"kind":"dns","ts":{},"ip":{},"transport":{},"server":{},"name":{}"#,
+            seconds(lookup.at_ms),
+            compact(&lookup.ip),
+            compact(&lookup.transport),
+            compact(&lookup.server),
+            compact(&lookup.name.as_deref()),
+        ),
+        Event::Contact(contact) => format!(
+            r#"{{"kind":"contact","ts":{},"ip":{},"destination":{},"port":{}"#,
+            seconds(contact.at_ms),
+            compact(&contact.ip),
+            compact(&contact.destination),
+            contact.port,
+        ),
+        _ => return None,
+    };
+    let (host, client, provider) = match event {
+        Event::Dns(lookup) => (lookup.host, lookup.client, lookup.provider.as_deref()),
+        Event::Contact(contact) => (contact.host, contact.client, None),
+        _ => return None,
+    };
+    if let Some(host) = host {
+        line += &format!(r#","host":"{host:016x}""#);
+    }
+    if let Some(provider) = provider {
+        line += &format!(r#","provider":{}"#, compact(provider));
+    }
+    if let Some(client) = client {
+        line += &format!(r#","client":{client}"#);
+    }
+    Some(line + "}\n")
 }
 
 /// One `request` record. The members stand in the order of the format's description: some readers

@@ -80,7 +80,8 @@ fn read_token(
         Some(name)
     });
     let roles = Role::ALL.map(|role| (role.name(), role));
-    let role = table.required("role", "\"peer\", \"viewer\", \"operator\" or \"admin\"");
+    let role =
+        table.required("role", "\"sensor\", \"peer\", \"viewer\", \"operator\" or \"admin\"");
     let role = role.and_then(|item| item.choice(&roles));
     let secret = table.secret("file", "env", HOW_NAMED).and_then(|(item, bytes)| {
         let secret = read_secret(&item, &bytes, exposed, HOW_NAMED)?;
