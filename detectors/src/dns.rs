@@ -43,11 +43,8 @@ const COVERED: u64 = 0;
 pub struct Transports(u8);
 
 impl Transports {
-    const NAMES: [(DnsTransport, &'static str); 3] = [
-        (DnsTransport::Dot, "DNS over TLS"),
-        (DnsTransport::Doq, "DNS over QUIC"),
-        (DnsTransport::Doh, "DNS over HTTPS"),
-    ];
+    const NAMES: [(DnsTransport, &'static str); 3] =
+        [(DnsTransport::Dot, "DoT"), (DnsTransport::Doq, "DoQ"), (DnsTransport::Doh, "DoH")];
 
     /// One way; none where it is not encrypted.
     #[must_use]
@@ -569,7 +566,7 @@ mod tests {
         told.add(hash(3), NOW, Sighting::Bystander);
         let seen = told.seen(9, NOW).unwrap();
         assert_eq!((seen.hosts, seen.encrypted, seen.share), (2, 1, 500));
-        assert_eq!(seen.transports.names(), ["DNS over HTTPS"]);
+        assert_eq!(seen.transports.names(), ["DoH"]);
         assert_eq!(seen.values, [(Family::Resolver, 7, 500)]);
         told.add(hash(4), NOW, encrypted(8));
         let seen = told.seen(9, NOW).unwrap();

@@ -224,7 +224,7 @@ fn dns_evidence_is_written_for_a_person() {
     let evidence = dns.and_then(|part| part.finding.evidence.as_deref()).expect("it speaks");
     println!("{evidence}");
     for told in [
-        "24 of 24 exchanges from addresses that use encrypted DNS (DNS over HTTPS)",
+        "24 of 24 exchanges from addresses that use encrypted DNS (DoH)",
         "at the latest 1 of 1 client hosts, 1 customers",
         "resolver everybodys, used by ",
         "in common with others 2 contacted addresses that no plain DNS answer had named",
