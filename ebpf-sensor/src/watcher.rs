@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::classify::Classifier;
 use crate::event::{Event, Flow};
-use crate::hooks::{Outcome, POLL_INTERVAL};
+use crate::hooks::{HookState, Outcome, POLL_INTERVAL};
 use crate::limits::{EVENTS_AT_ONCE, TAKES_AT_END_MAX};
 use crate::metrics::{Metrics, raise};
 use crate::resolvers::Resolvers;
@@ -139,10 +139,15 @@ impl<S: Source> Watcher<S> {
 
 /// Says which hooks are attached and which are not, and why.
 pub fn say_hooks(source: &impl Source) {
+    let attached = |state: &HookState| state.outcome == Outcome::Attached;
+    let packets =
+        source.states().iter().any(|state| state.hook.starts_with("cgroup_skb") && attached(state));
     for state in source.states() {
+        // Calls tell little that packets do not.
+        let of_calls = matches!(state.hook, "fentry" | "kprobe" | "tp_btf");
         match &state.outcome {
-            Outcome::Refused(_) => tracing::warn!("{state}"),
-            Outcome::Attached | Outcome::NotNeeded(_) => tracing::info!("{state}"),
+            Outcome::Refused(_) if !(packets && of_calls) => tracing::warn!("{state}"),
+            _ => tracing::info!("{state}"),
         }
     }
 }

@@ -151,6 +151,8 @@ impl<S: Source> Sensor<S> {
         let hangup = signal(SignalKind::hangup());
         let mut hangup = hangup.map_err(|error| format!("signals: {error}"))?;
         let mut sightings = Vec::new();
+        // Who has nothing to tell yet is seen to be there all the same.
+        self.senders.heartbeat();
         loop {
             tokio::select! {
                 () = self.watcher.wait() => {
