@@ -148,6 +148,7 @@ impl Network {
         }
         client.ip("route add default via 10.77.1.1");
         client.ip("-6 route add default via fd77:1::1");
+        internet.ip("route add default via 198.51.100.1");
         router.ip(&format!("route add default via {}", RESOLVER.0));
         router.ip(&format!("-6 route add default via {}", RESOLVER.1));
         let write = |path: &str| {

@@ -25,9 +25,9 @@ struct Host {
 
 const HOSTS: [Host; 4] = [
     Host { inside: "10.77.1.21", outside: "198.51.100.21", resolves: "DoH" },
-    Host { inside: "10.77.1.22", outside: "198.51.100.22", resolves: "DoT" },
-    Host { inside: "10.77.1.23", outside: "198.51.100.23", resolves: "plain" },
-    Host { inside: "10.77.1.24", outside: "198.51.100.24", resolves: "never" },
+    Host { inside: "10.77.1.22", outside: "192.0.2.22", resolves: "DoT" },
+    Host { inside: "10.77.1.23", outside: "198.18.7.23", resolves: "plain" },
+    Host { inside: "10.77.1.24", outside: "203.0.114.24", resolves: "never" },
 ];
 
 /// The gateway's own network: accounts ask there with PROXY headers of the balancer.
@@ -98,12 +98,8 @@ fn live(network: &Network, port: u16, round: usize) {
         let from = host.inside;
         match host.resolves {
             "DoH" => {
-                let url = format!("https://{}/dns-query", LISTED.0);
-                let doh = format!(
-                    "-sk -4 -m 3 --interface {from} --doh-insecure --doh-url {url} \
-                                   -o /dev/null http://www.example/"
-                );
-                client(network, "curl", &doh);
+                let doh = format!("+timeout=2 +retry=0 +https -b {from} @{} www.example", LISTED.0);
+                client(network, "kdig", &doh);
             }
             "DoT" => {
                 let dot = format!("+timeout=2 +retry=0 +tls -b {from} @{} www.example", UNLISTED.0);
