@@ -35,6 +35,8 @@ pub struct Config {
     pub cgroup: Option<PathBuf>,
     /// Whether only their sockets are, not their packets.
     pub sockets_only: bool,
+    /// Whether kprobes are taken even where fentry is there.
+    pub no_fentry: bool,
     /// Links whose forwarded traffic is watched.
     pub links: Vec<Link>,
     /// How the gateway sees inside addresses.
@@ -255,6 +257,7 @@ struct Raw {
 struct RawLocal {
     enabled: Option<Spanned<bool>>,
     sockets_only: Option<bool>,
+    no_fentry: Option<bool>,
     cgroup: Option<PathBuf>,
 }
 
@@ -362,6 +365,7 @@ fn resolve(raw: Raw, faults: &mut Faults<'_>) -> Option<Config> {
     let local_on = local.is_none_or(|enabled| *enabled.get_ref());
     let cgroup = raw.local.as_ref().and_then(|local| local.cgroup.clone());
     let sockets_only = raw.local.as_ref().and_then(|local| local.sockets_only).unwrap_or(false);
+    let no_fentry = raw.local.as_ref().and_then(|local| local.no_fentry).unwrap_or(false);
     let links = read_links(raw.link.unwrap_or_default(), faults);
     if let (Some(enabled), true) = (local, !local_on && links.is_empty()) {
         let message = "is false and there is no [[link]]: nothing would be seen; set it to true, or \
@@ -400,6 +404,7 @@ fn resolve(raw: Raw, faults: &mut Faults<'_>) -> Option<Config> {
         local: local_on,
         cgroup,
         sockets_only,
+        no_fentry,
         links,
         seen_as,
         api,
@@ -860,6 +865,7 @@ mod tests {
             "enabled",
             "cgroup",
             "sockets_only",
+            "no_fentry",
             "side",
             "clsact",
             "files",

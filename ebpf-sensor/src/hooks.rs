@@ -9,7 +9,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
@@ -41,6 +41,8 @@ pub struct HookSettings {
     pub cgroup: Option<PathBuf>,
     /// Whether their sockets alone are looked at: costs their packets nothing, and tells no names.
     pub sockets_only: bool,
+    /// Whether kprobes are taken even where fentry is there.
+    pub no_fentry: bool,
     /// The links that packets of others pass.
     pub links: Vec<Link>,
 }
@@ -213,7 +215,8 @@ pub fn find_cgroup() -> Option<PathBuf> {
 pub fn check() -> Result<Vec<HookState>, HookError> {
     let (mut ebpf, btf) = load()?;
     let mut states = Vec::new();
-    attach_local(&mut ebpf, &btf, None, Tried::All, &mut states);
+    let settings = HookSettings::default();
+    attach_local(&mut ebpf, &btf, &settings, Tried::All, &mut states);
     for clsact in [false, true] {
         let (name, at, _) = LinkSide::Internet.classifiers()[0];
         let hook = if clsact { "tc/clsact" } else { "tc/tcx" };
@@ -274,7 +277,7 @@ impl Hooks {
         if settings.local {
             let Self { ebpf, states, .. } = &mut hooks;
             let tried = if settings.sockets_only { Tried::Sockets } else { Tried::Needed };
-            attach_local(ebpf, &btf, settings.cgroup.as_deref(), tried, states);
+            attach_local(ebpf, &btf, settings, tried, states);
         }
         let waits = |hooks: &Self| hooks.links.iter().any(|watched| watched.index.is_none());
         if hooks.states.iter().all(|state| state.outcome != Outcome::Attached) && !waits(&hooks) {
@@ -417,12 +420,12 @@ enum Tried {
 fn attach_local(
     ebpf: &mut Ebpf,
     btf: &Btf,
-    cgroup: Option<&Path>,
+    settings: &HookSettings,
     which: Tried,
     states: &mut Vec<HookState>,
 ) {
-    let chosen = cgroup.is_some();
-    let path = cgroup.map(Path::to_owned).or_else(find_cgroup);
+    let chosen = settings.cgroup.is_some();
+    let path = settings.cgroup.clone().or_else(find_cgroup);
     let opened = match &path {
         Some(path) => File::open(path).map_err(|error| error.to_string()),
         None => Err("no cgroup v2 is mounted".to_owned()),
@@ -463,8 +466,12 @@ fn attach_local(
     ];
     let mut sends = true;
     for (function, fentry, kprobe) in functions {
-        let attached =
-            note("fentry", function, outcome(attach_fentry(ebpf, btf, fentry, function)));
+        let tried = if settings.no_fentry {
+            Outcome::NotNeeded("it is left out".into())
+        } else {
+            outcome(attach_fentry(ebpf, btf, fentry, function))
+        };
+        let attached = note("fentry", function, tried);
         let tried = if attached && which != Tried::All {
             Outcome::NotNeeded("fentry tells the same".into())
         } else {

@@ -195,7 +195,7 @@ impl Network {
         let text = format!(
             "server:\n{interfaces}access-control: 0.0.0.0/0 allow\n\
              access-control: ::/0 allow\ndo-daemonize: no\nuse-syslog: no\nusername: \"\"\n\
-             chroot: \"\"\npidfile: \"\"\ntls-service-key: {folder}/resolver.key\n\
+             chroot: \"\"\ndirectory: \"{folder}\"\npidfile: \"\"\ntls-service-key: {folder}/resolver.key\n\
              tls-service-pem: {folder}/resolver.pem\nlocal-zone: \"example.\" static\n\
              local-zone: \"cloudflare-dns.com.\" static\n{}",
             names.concat()

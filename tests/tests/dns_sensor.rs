@@ -413,6 +413,38 @@ fn sockets_alone_tell_transport_and_process() {
     }
 }
 
+/// Where the whole machine's sockets are watched, functions of the kernel tell of them, if they can.
+#[test]
+fn functions_tell_of_every_socket() {
+    let Some(network) = Network::new() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let _resolver = network.resolver(folder.path(), &Authority::new());
+    for more in [&[][..], &["--no-fentry"]] {
+        let watch = Watch::start(&network.client, &[&["--sockets-only"], more].concat());
+        let attached = |hook: &str| watch.log().contains(&format!("{hook}: attached"));
+        let udp = match (attached("fentry on udp_sendmsg"), attached("kprobe on udp_sendmsg")) {
+            (true, _) => "fentry/udp_sendmsg",
+            (_, true) => "kprobe/udp_sendmsg",
+            _ => "cgroup/",
+        };
+        assert!(attached("tp_btf on inet_sock_set_state"), "{}", watch.log());
+        for case in cases().iter().filter(|case| case.wanted["sign"] != "name") {
+            watch.forget();
+            let start = |program: &str| network.client.command(program);
+            let pid = client(&start, case.program, &case.arguments);
+            let wanted = json!({"kind": "lookup", "transport": case.wanted["transport"],
+                "server": case.wanted["server"], "address": case.wanted["address"],
+                "process": {"pid": pid, "name": case.program}});
+            let line = watch.once(case.what, &wanted);
+            let udp_case = matches!(case.wanted["transport"].as_str(), Some("udp" | "doq"));
+            let hook = if udp_case { udp } else { "tp_btf/inet_sock_set_state" };
+            let told = line["hook"].as_str().unwrap();
+            assert!(told.starts_with(hook), "{}: {told}, {}", case.what, watch.log());
+        }
+        eprintln!("datagrams were told of by {udp}");
+    }
+}
+
 /// A ClientHello for a name, of at least so many bytes.
 fn client_hello(authority: &Authority, name: &str, bytes: usize) -> Vec<u8> {
     // Made-up protocols make it large, as nothing else does so freely; the name comes after them or

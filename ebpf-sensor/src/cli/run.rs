@@ -54,6 +54,7 @@ pub(super) fn run(path: Option<&Path>) -> Result<(), String> {
         local: config.local,
         cgroup: config.cgroup.clone(),
         sockets_only: config.sockets_only,
+        no_fentry: config.no_fentry,
         links: config.links.clone(),
     };
     runtime.block_on(async {

@@ -40,6 +40,9 @@ pub(super) struct Options {
     /// Look at sockets of local processes and not at their packets: costs less, tells no names.
     #[arg(long, conflicts_with = "no_local")]
     sockets_only: bool,
+    /// Use kprobes even where the kernel has fentry.
+    #[arg(long, conflicts_with = "no_local")]
+    no_fentry: bool,
     /// The cgroup (v2) whose processes are watched [default: the root of the first one mounted].
     #[arg(long, value_name = "PATH", conflicts_with = "no_local")]
     cgroup: Option<PathBuf>,
@@ -95,6 +98,7 @@ pub(super) fn run(options: &Options) -> Result<(), String> {
     let settings = HookSettings {
         local: !options.no_local,
         sockets_only: options.sockets_only,
+        no_fentry: options.no_fentry,
         cgroup: options.cgroup.clone(),
         links,
     };
