@@ -217,23 +217,17 @@ pub fn check() -> Result<Vec<HookState>, HookError> {
     let mut states = Vec::new();
     let settings = HookSettings::default();
     attach_local(&mut ebpf, &btf, &settings, Tried::All, &mut states);
-    for clsact in [false, true] {
+    for (by, hook) in [(By::Tcx, "tc/tcx"), (By::Clsact, "tc/clsact")] {
         let (name, at, _) = LinkSide::Internet.classifiers()[0];
-        let hook = if clsact { "tc/clsact" } else { "tc/tcx" };
-        let tried = attach_classifier(&mut ebpf, name, "lo", at, clsact);
-        if matches!(tried, Ok(true)) {
-            let made = classifier(&mut ebpf, name)
-                .and_then(|program| program.unload().map_err(|error| reason(&error)));
-            let index = index_of("lo").map_err(|error| error.to_string());
-            let removed = made.and_then(|()| {
-                netlink::remove_empty_clsact(index?).map_err(|error| error.to_string())
-            });
-            if let Err(error) = removed {
-                tracing::warn!("the clsact of lo stays: {error}");
-            }
-        } else if let Ok(program) = classifier(&mut ebpf, name) {
+        let tried = attach_classifier(&mut ebpf, name, "lo", at, by);
+        if let Ok(program) = classifier(&mut ebpf, name) {
             // Not loaded, if that is what was refused.
             drop(program.unload());
+        }
+        if tried == Ok(true)
+            && let Err(error) = index_of("lo").and_then(netlink::remove_empty_clsact)
+        {
+            tracing::warn!("the clsact of lo stays: {error}");
         }
         let outcome = tried.map_or_else(Outcome::Refused, |_| Outcome::Attached);
         states.push(HookState { hook, target: "lo".into(), outcome });
@@ -306,7 +300,8 @@ impl Hooks {
                         }
                         let attach = |(name, at, _): &Classifier| {
                             let Link { name: link, clsact, .. } = &watched.link;
-                            let made = attach_classifier(&mut self.ebpf, name, link, *at, *clsact);
+                            let by = if *clsact { By::Clsact } else { By::Either };
+                            let made = attach_classifier(&mut self.ebpf, name, link, *at, by);
                             watched.made_clsact |= matches!(made, Ok(true));
                             made.map_or_else(Outcome::Refused, |_| Outcome::Attached)
                         };
@@ -557,13 +552,24 @@ fn attach_state(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), String> {
     program.attach().map(drop).map_err(|error| reason(&error))
 }
 
-/// Attaches a classifier by tcx, else by clsact; tells whether a clsact was made for it.
+/// How a classifier is attached.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    /// By tcx, else by clsact.
+    Either,
+    /// By tcx (Linux 6.6).
+    Tcx,
+    /// By clsact.
+    Clsact,
+}
+
+/// Attaches a classifier; tells whether a clsact was made for it.
 fn attach_classifier(
     ebpf: &mut Ebpf,
     name: &str,
     link: &str,
     at: TcAttachType,
-    clsact: bool,
+    by: By,
 ) -> Result<bool, String> {
     // Otherwise there was none, or no clsact that it could hang on.
     if tc::qdisc_detach_program(link, at, name).is_ok() {
@@ -573,21 +579,23 @@ fn attach_classifier(
     if program.fd().is_err() {
         program.load().map_err(|error| reason(&error))?;
     }
-    let mut refused = None;
-    if !clsact {
+    let mut refused = String::new();
+    if by != By::Clsact {
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
         match program.attach_with_options(link, at, options) {
             Ok(_) => return Ok(false),
-            Err(error) => refused = Some(reason(&error)),
+            Err(error) if by == By::Tcx => return Err(reason(&error)),
+            Err(error) => refused = format!("tcx: {}; clsact: ", reason(&error)),
         }
     }
     // Where there is one already, attaching tells.
     let made = tc::qdisc_add_clsact(link).is_ok();
     let options = TcAttachOptions::Netlink(NlOptions::default());
-    program.attach_with_options(link, at, options).map_err(|error| {
-        let why = reason(&error);
-        refused.map_or_else(|| why.clone(), |tcx| format!("tcx: {tcx}; clsact: {why}"))
-    })?;
+    let attached = program.attach_with_options(link, at, options);
+    attached.map_err(|error| format!("{refused}{}", reason(&error)))?;
+    if !refused.is_empty() {
+        tracing::info!("on {link} clsact takes the place of tcx, which this kernel does not have");
+    }
     Ok(made)
 }
 

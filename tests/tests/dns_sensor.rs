@@ -751,4 +751,12 @@ fn check_tells_what_this_kernel_can_do() {
     ] {
         assert!(told.contains(hook), "{hook}: {told}");
     }
+    let works = |hook: &str| {
+        told.lines().any(|line| line.starts_with(hook) && line.trim_end().ends_with(" works"))
+    };
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap(), numbers.next().unwrap());
+    assert_eq!(works("tc/tcx"), version >= (6, 6), "{release}{told}");
+    assert!(works("tc/clsact") && works("cgroup_skb/egress"), "{told}");
 }
