@@ -34,12 +34,17 @@ impl From<&crate::Gateway> for Target {
 /// Whether a tool is installed; says `SKIP` if not.
 #[must_use]
 pub fn has_tool(name: &str) -> bool {
-    let found = std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(name).is_file()));
+    let found = is_installed(name);
     if !found {
         skip(name);
     }
     found
+}
+
+/// Whether a program of this name is on the path.
+pub(crate) fn is_installed(name: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(name).is_file()))
 }
 
 /// A driver with what it needs: Python's environment or Node's modules. `None` if they are not

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::clients::is_installed;
 use crate::{Authority, wait_for};
 
 /// The client's addresses.
@@ -80,8 +81,7 @@ pub fn skip(needs: &str) {
 /// Whether a tool is installed; says `SKIP` if not.
 #[must_use]
 pub fn has_tool(name: &str) -> bool {
-    let found = std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(name).is_file()));
+    let found = is_installed(name);
     if !found {
         skip(name);
     }
