@@ -7,14 +7,15 @@ use std::fmt::Write as _;
 use std::hint::black_box;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use detectors::facts::Facts;
 use detectors::policy::Watermarks;
 use detectors::{
-    AccountId, Answer, Conversation, Format, HeaderField, HttpCapture, HttpVersion, Network,
-    Observation, Role, Sampling, Text, Turn,
+    AccountId, Answer, Conversation, DnsLookup, DnsTransport, Event, Format, HeaderField,
+    HttpCapture, HttpVersion, Network, Observation, Role, Sampling, Text, Turn,
 };
 use gateway::demo::prose;
 use gateway::enforce::marks::{Marks, layers, master_key};
@@ -80,7 +81,57 @@ fn main() -> Result<(), Failure> {
     for accounts in [1_000, 20_000] {
         searches(accounts)?;
     }
+    beside_reports(&observations)
+}
+
+/// How long requests take, one a millisecond, while a DNS sensor reports a thousand lookups ten times a
+/// second, of hosts behind a hundred addresses, those of the requests among them.
+fn beside_reports(observations: &[Observation]) -> Result<(), Failure> {
+    for reports in [false, true] {
+        let (enforcer, judge) = enforcer_and_judge("")?;
+        let ended = AtomicBool::new(false);
+        let mut times: Vec<f64> = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut report = 0;
+                while reports && !ended.load(Ordering::Relaxed) {
+                    let lookups: Vec<Event> = (0..1_000).map(|n| lookup(report, n)).collect();
+                    judge.observe_sensed(&lookups);
+                    report += 1;
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            });
+            let times = observations.iter().take(5_000).map(|one| {
+                std::thread::sleep(Duration::from_millis(1));
+                let mut one = one.clone();
+                let begun = Instant::now();
+                let _ = black_box(enforcer.admit(&mut one).is_ok());
+                begun.elapsed().as_secs_f64() * 1e6
+            });
+            let times = times.collect();
+            ended.store(true, Ordering::Relaxed);
+            times
+        });
+        times.sort_by(f64::total_cmp);
+        let at = |share: f64| times[(times.len() as f64 * share) as usize];
+        let what = if reports { "while a sensor reports" } else { "while none does" };
+        let most = times[times.len() - 1];
+        let (half, few) = (at(0.5), at(0.99));
+        println!("request, {what:<35}{half:7.2}   p99 {few:.2}, longest {most:.2}");
+    }
     Ok(())
+}
+
+fn lookup(report: u64, number: u64) -> Event {
+    Event::Dns(DnsLookup {
+        at_ms: NOW_MS + report * 100,
+        ip: IpAddr::from([198, 51, 100, (number % 100) as u8]),
+        host: Some(number),
+        client: Some(true),
+        transport: DnsTransport::Doh,
+        server: IpAddr::from([1, 1, 1, 1]),
+        provider: Some("cloudflare".into()),
+        name: None,
+    })
 }
 
 /// The background's search for canaries, made anew after one more account was served some.
@@ -105,6 +156,10 @@ fn searches(accounts: usize) -> Result<(), Failure> {
 }
 
 fn enforcer(policy: &str) -> Result<Enforcer, Failure> {
+    Ok(enforcer_and_judge(policy)?.0)
+}
+
+fn enforcer_and_judge(policy: &str) -> Result<(Enforcer, Arc<Judge>), Failure> {
     let path = std::env::temp_dir().join(format!("live_speed-{}.toml", std::process::id()));
     std::fs::write(&path, policy)?;
     let policies = PolicyStore::load(Some(path.clone()));
@@ -116,7 +171,8 @@ fn enforcer(policy: &str) -> Result<Enforcer, Failure> {
     // No threads: what is left for the background finds the queue full and is let go.
     let judge = Arc::new(Judge::new(policy, facts, [1; 16], metrics.clone()));
     let store = Store::in_memory("live-speed").map_err(|error| error.to_string())?;
-    Ok(Enforcer::new(policies, judge, [1; 16], marks()?, store, metrics))
+    let enforcer = Enforcer::new(policies, judge.clone(), [1; 16], marks()?, store, metrics);
+    Ok((enforcer, judge))
 }
 
 fn marks() -> Result<Marks, String> {
