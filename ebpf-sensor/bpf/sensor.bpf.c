@@ -82,7 +82,7 @@ struct {
 struct flow {
   u8 source[16], destination[16];
   u16 source_port, destination_port;
-  u32 tag; /* protocol, and in the upper half the DNS id */
+  u32 tag; /* protocol, and in the upper half the DNS id, or part of the process id */
 };
 
 /* What was told a moment ago, and when. */
@@ -534,6 +534,8 @@ INLINE void socket(u64 cookie, struct flow *flow, u8 hook, u32 what) {
   if (!tells(what)) return;
   u16 port = flow->source_port;
   flow->source_port = 0;
+  /* Of each process: in namespaces of their own several may have the same address. */
+  flow->tag |= owner.pid << 16;
   if (told(flow)) return;
   flow->source_port = port;
   struct event event;
