@@ -543,7 +543,12 @@ fn attach_fentry(ebpf: &mut Ebpf, btf: &Btf, name: &str, function: &str) -> Resu
 fn attach_kprobe(ebpf: &mut Ebpf, name: &str, function: &str) -> Result<(), String> {
     let program: &mut KProbe = program(ebpf, name)?;
     program.load().map_err(|error| reason(&error))?;
-    program.attach(function, 0).map(drop).map_err(|error| reason(&error))
+    // The file that tells how to make them.
+    let none = !std::path::Path::new("/sys/bus/event_source/devices/kprobe/type").exists();
+    program.attach(function, 0).map(drop).map_err(|error| {
+        let why = reason(&error);
+        if none { format!("this kernel has no kprobes: {why}") } else { why }
+    })
 }
 
 fn attach_state(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), String> {
