@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::cgroup_skb::CgroupSkbAttachType;
-use aya::programs::tc::{self, NlOptions, TcAttachOptions, TcAttachType, TcError};
+use aya::programs::tc::{
+    self, NlOptions, SchedClassifierLinkId, TcAttachOptions, TcAttachType, TcError,
+};
 use aya::programs::{
     BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSockAddr, FEntry, KProbe, LinkOrder, Program,
     ProgramError, SchedClassifier,
@@ -153,6 +155,8 @@ struct Watched {
     index: Option<u32>,
     /// Whether its clsact was made by us.
     made_clsact: bool,
+    /// What was attached, by the name of its program.
+    attached: Vec<(&'static str, SchedClassifierLinkId)>,
     /// Where its hooks stand in `states`.
     states: Vec<usize>,
 }
@@ -224,7 +228,7 @@ pub fn check() -> Result<Vec<HookState>, HookError> {
             // Not loaded, if that is what was refused.
             drop(program.unload());
         }
-        if tried == Ok(true)
+        if matches!(tried, Ok((_, true)))
             && let Err(error) = index_of("lo").and_then(netlink::remove_empty_clsact)
         {
             tracing::warn!("the clsact of lo stays: {error}");
@@ -264,7 +268,13 @@ impl Hooks {
                 hooks.states.push(HookState { hook, target: link.name.clone(), outcome });
             }
             let states = (first..hooks.states.len()).collect();
-            let watched = Watched { link: link.clone(), index: None, made_clsact: false, states };
+            let watched = Watched {
+                link: link.clone(),
+                index: None,
+                made_clsact: false,
+                attached: Vec::new(),
+                states,
+            };
             hooks.links.push(watched);
         }
         hooks.refresh();
@@ -289,6 +299,15 @@ impl Hooks {
                 continue;
             }
             changed = true;
+            // What hung on the link that went: a file descriptor each, and the map's entry.
+            for (name, id) in watched.attached.drain(..) {
+                if let Ok(program) = classifier(&mut self.ebpf, name) {
+                    drop(program.detach(id));
+                }
+            }
+            if let Some(gone) = watched.index {
+                drop(self.header_bytes.remove(&gone));
+            }
             watched.index = index;
             watched.made_clsact = false;
             let classifiers = watched.link.side.classifiers();
@@ -301,9 +320,14 @@ impl Hooks {
                         let attach = |(name, at, _): &Classifier| {
                             let Link { name: link, clsact, .. } = &watched.link;
                             let by = if *clsact { By::Clsact } else { By::Either };
-                            let made = attach_classifier(&mut self.ebpf, name, link, *at, by);
-                            watched.made_clsact |= matches!(made, Ok(true));
-                            made.map_or_else(Outcome::Refused, |_| Outcome::Attached)
+                            match attach_classifier(&mut self.ebpf, name, link, *at, by) {
+                                Ok((id, made)) => {
+                                    watched.attached.push((name, id));
+                                    watched.made_clsact |= made;
+                                    Outcome::Attached
+                                }
+                                Err(why) => Outcome::Refused(why),
+                            }
                         };
                         classifiers.iter().map(attach).collect()
                     }
@@ -568,14 +592,14 @@ enum By {
     Clsact,
 }
 
-/// Attaches a classifier; tells whether a clsact was made for it.
+/// Attaches a classifier; tells its link, and whether a clsact was made for it.
 fn attach_classifier(
     ebpf: &mut Ebpf,
     name: &str,
     link: &str,
     at: TcAttachType,
     by: By,
-) -> Result<bool, String> {
+) -> Result<(SchedClassifierLinkId, bool), String> {
     // Otherwise there was none, or no clsact that it could hang on.
     if tc::qdisc_detach_program(link, at, name).is_ok() {
         tracing::info!("removed a filter that an earlier run left on {link}");
@@ -588,7 +612,7 @@ fn attach_classifier(
     if by != By::Clsact {
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
         match program.attach_with_options(link, at, options) {
-            Ok(_) => return Ok(false),
+            Ok(id) => return Ok((id, false)),
             Err(error) if by == By::Tcx => return Err(reason(&error)),
             Err(error) => refused = format!("tcx: {}; clsact: ", reason(&error)),
         }
@@ -597,11 +621,11 @@ fn attach_classifier(
     let made = tc::qdisc_add_clsact(link).is_ok();
     let options = TcAttachOptions::Netlink(NlOptions::default());
     let attached = program.attach_with_options(link, at, options);
-    attached.map_err(|error| format!("{refused}{}", reason(&error)))?;
+    let id = attached.map_err(|error| format!("{refused}{}", reason(&error)))?;
     if !refused.is_empty() {
         tracing::info!("on {link} clsact takes the place of tcx, which this kernel does not have");
     }
-    Ok(made)
+    Ok((id, made))
 }
 
 /// Bytes of a link's header, by its type (linux/if_arp.h).

@@ -668,7 +668,8 @@ fn nothing_is_left_behind() {
 fn a_link_that_comes_back_is_watched_again() {
     let Some(forwarded) = Forwarded::new(&["--link", "late0=clients"]) else { return };
     let Forwarded { watch, network, .. } = &forwarded;
-    for number in [1, 2] {
+    let mut descriptors = Vec::new();
+    for number in 1..=4 {
         network.router.ip("link add late0 type veth peer name late1");
         network.router.ip("link set late0 up");
         network.router.ip("link set late1 up");
@@ -679,7 +680,11 @@ fn a_link_that_comes_back_is_watched_again() {
         wait_for("link that is gone", TOLD_MAX, || {
             (watch.log().matches("late0: not attached").count() >= 2 * (number + 1)).then_some(())
         });
+        let open = std::fs::read_dir(format!("/proc/{}/fd", watch.running.0.id())).unwrap();
+        descriptors.push(open.count());
     }
+    // The first round loads the programs.
+    assert_eq!(descriptors[1..], [descriptors[1]; 3], "what hung on it is let go");
 }
 
 /// The sensor as an ordinary user with three capabilities.
