@@ -169,9 +169,9 @@ mod tests {
         pieces.add(3, b"def").unwrap();
         assert_eq!((pieces.start(), pieces.has_gap()), (&b""[..], true));
         pieces.add(8, b"ij").unwrap();
-        pieces.add(0, b"abcXXX").unwrap();
+        pieces.add(0, b"abc---").unwrap();
         assert_eq!((pieces.start(), pieces.has_gap()), (&b"abcdef"[..], true));
-        pieces.add(5, b"YghYYkl").unwrap();
+        pieces.add(5, b"-gh--kl").unwrap();
         assert_eq!((pieces.start(), pieces.has_gap()), (&b"abcdefghijkl"[..], false));
         pieces.add(14, b"op").unwrap();
         pieces.advance(10);
